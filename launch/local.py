@@ -1,0 +1,98 @@
+"""Start a run on this machine as several processes, one rank each.
+
+    python launch/local.py --processes 2 --config configs/quickstart.yaml training.steps=50
+
+The same as `mspt pretrain` under torchrun, with each rank's threads set to its share of the cores. Ends with the exit
+code of the first rank that failed, after stopping the others; a message that several ranks print comes once.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+
+def free_port():
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def environments(processes):
+    """The environment of each rank, as torch.distributed reads it."""
+    shared = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run(command, processes):
+    """Run command as that many ranks -> exit code."""
+    ranks = []
+    for environment in environments(processes):
+        first = environment["RANK"] == "0"
+        errors = None if first else subprocess.PIPE
+        ranks.append(subprocess.Popen(command, env=environment, stderr=errors, text=True))
+    said = [[] for _ in ranks]  # rank 0 speaks for itself; what others say is kept for the end
+    readers = [
+        threading.Thread(target=lambda pipe=rank.stderr, lines=lines: lines.extend(pipe), daemon=True)
+        for rank, lines in zip(ranks[1:], said[1:], strict=True)
+    ]
+    for reader in readers:
+        reader.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: [rank.send_signal(received) for rank in ranks])
+    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+        time.sleep(0.1)
+    codes = _stop(ranks)
+    for reader in readers:
+        reader.join(timeout=5)
+    failed = next(((rank, code) for rank, code in enumerate(codes) if code), None)
+    if failed is None:
+        return 0
+    rank, code = failed
+    if rank:
+        sys.stderr.write("".join(f"rank {rank}: {line}" for line in said[rank]))
+    return code if code > 0 else 128 - code
+
+
+def _stop(ranks, grace=20):
+    """Give ranks that have lost a peer a moment, then end them -> exit codes, the first failure's own kept."""
+    end = time.monotonic() + grace
+    lost = any(rank.poll() for rank in ranks)
+    codes = [rank.poll() for rank in ranks]
+    for index, rank in enumerate(ranks):
+        if codes[index] is None:
+            try:
+                # A configuration that all ranks refuse is refused within moments of each other.
+                codes[index] = rank.wait(timeout=max(0.0, min(3.0, end - time.monotonic())) if lost else None)
+            except subprocess.TimeoutExpired:
+                rank.terminate()
+                try:
+                    rank.wait(timeout=max(0.1, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    rank.kill()
+                    rank.wait()
+                codes[index] = 0  # stopped by us: not the cause
+    return codes
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, required=True, help="number of ranks")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes is {options.processes}; at least 1 is needed")
+    command = [sys.executable, "-m", "mspt.cli", "pretrain", "--config", options.config, *options.overrides]
+    sys.exit(run(command + ["--debug"] * options.debug, options.processes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Elements, units, spectral grids and line shapes."""

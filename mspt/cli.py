@@ -1,0 +1,70 @@
+"""The command line: mspt pretrain | checkpoint.
+
+Exit codes: 0 done; 2 something that the user can fix, said in one line; 1 anything else.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+
+from mspt.errors import UserError
+
+
+def pretrain(options):
+    """Train by a configuration, or go on where its run folder stands."""
+    from mspt import config
+    from mspt.training import trainer
+
+    loaded = config.load(options.config, options.overrides)
+    trainer.pretrain(loaded, config.dump(loaded))
+
+
+def export(options):
+    """Write the encoder of a run's newest checkpoint as safetensors and JSON."""
+    from mspt.training import export
+
+    print(f"wrote {export.export_run(options.run, options.out)}")
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        prog="mspt", description="Pre-train 3D molecular encoders on conformers and spectra."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("pretrain", help=pretrain.__doc__)
+    command.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart.yaml")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=50 run.dir=runs/try")
+    command.set_defaults(run_command=pretrain)
+    checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
+    actions = checkpoint.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("export", help=export.__doc__)
+    action.add_argument("run", help="a run folder")
+    action.add_argument("out", help="the folder to write model.safetensors and config.json to")
+    action.set_defaults(run_command=export)
+    for each in (command, action):
+        each.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(arguments=None):
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run_command(options)
+    except UserError as error:
+        if options.debug:
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        print(f"mspt: error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            # The other ranks may wait in a collective that this one will not join: leave without clean-up.
+            sys.stdout.flush()
+            os._exit(2)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mspt: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The typed tree of a run's configuration: one YAML file and dotted overrides.
+
+A key that does not exist, a value of the wrong type or out of range is refused in one line that names the nearest
+right one.
+"""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from mspt.data.stream import DataSettings
+from mspt.errors import UserError
+from mspt.models.pretraining import NetworkSettings
+from mspt.objectives import ObjectivesSettings
+from mspt.settings import Settings
+from mspt.training.checkpoint import CheckpointSettings
+from mspt.training.engine import EngineSettings
+from mspt.training.schedule import ScheduleSettings
+from mspt.training.trainer import TrainingSettings
+
+
+class RunSettings(Settings):
+    """dir: the run folder. It holds the run's whole state: the same command in the same folder resumes."""
+
+    dir: str
+
+
+class Config(Settings):
+    """Everything that a run is made from."""
+
+    run: RunSettings
+    seed: int = Field(0, ge=0)
+    data: DataSettings
+    model: NetworkSettings
+    objectives: ObjectivesSettings
+    training: TrainingSettings
+    engine: EngineSettings = EngineSettings()
+    schedule: ScheduleSettings
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+def load(path, overrides=()):
+    """Config from a YAML file and overrides such as "training.steps=50".
+
+    Raises UserError for a missing or unreadable file, an override without "=", and whatever does not fit.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration ({error.strerror}); check --config") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds {type(tree).__name__} where keys such as run, data, model are needed")
+    for override in overrides:
+        _set(tree, override)
+    return parse(tree, path)
+
+
+def parse(tree, source):
+    """Config from nested dicts; source is what errors name as the place of a wrong key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, tree)}") from error
+
+
+def dump(config):
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _set(tree, override):
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"{override!r} is not an override; write key=value, such as training.steps=50")
+    *path, last = key.split(".")
+    node = tree
+    for name in path:
+        if not isinstance(node.get(name), dict):
+            node[name] = {}
+        node = node[name]
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from error
+    # YAML 1.1 takes 4e-4 for a string, because it has no dot.
+    if isinstance(node[last], str):
+        try:
+            node[last] = float(node[last])
+        except ValueError:
+            return
+
+
+def _explain(error, tree):
+    """The first of pydantic's errors, as: key, what is wrong, what would be right."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(part for part in location if _is_key(part, tree, location))
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _siblings(location), n=1, cutoff=0.5)
+        known = ", ".join(_siblings(location))
+        hint = f"did you mean {near[0]}?" if near else f"known here: {known}"
+        return f"unknown key {key}; {hint}"
+    if first["type"] == "missing":
+        return f"missing key {key}; add it to the file or give {key}=VALUE"
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        tag = context["discriminator"].strip("'")
+        return f"{key}.{tag} is {context['tag']!r}; known: {context['expected_tags']}"
+    return f"{key} is {value!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _is_key(part, tree, location):
+    """Whether a part of pydantic's location is a key (and not the tag of a union, which it adds)."""
+    return part not in _tags(tree) or location.index(part) == len(location) - 1
+
+
+def _tags(tree):
+    names = set()
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            names |= {value} if key == "name" and isinstance(value, str) else _tags(value)
+    return names
+
+
+def _siblings(location):
+    """Names that are right where the last part of location is wrong."""
+    node = Config
+    for part in location[:-1]:
+        node = _descend(node, part)
+        if node is None:
+            return []
+    return list(node.model_fields)
+
+
+def _descend(node, part):
+    """The settings class under key part of a settings class (the tag of a union counts as a key)."""
+    if part not in node.model_fields:
+        return node  # the tag of a union: pydantic names it, the tree does not
+    annotation = node.model_fields[part].annotation
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Settings):
+            return candidate
+    return None

@@ -1,0 +1,1 @@
+"""From a shard set to batches of molecules, in an order that is computed, not discovered."""

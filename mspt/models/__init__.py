@@ -1,0 +1,1 @@
+"""Encoders, the SpecFormer, heads, and the network that joins them."""

@@ -1,0 +1,77 @@
+"""The network that is pre-trained, and one pass of it over a micro-batch."""
+
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from mspt.models import encoders
+from mspt.models.specformer import SpecFormer, SpecFormerSettings
+from mspt.settings import Settings
+
+
+class NetworkSettings(Settings):
+    """encoder: which 3D encoder. specformer: the spectrum encoder; null where no objective needs spectra.
+
+    init: a run folder, a checkpoint or an exported encoder to start the weights from (stage 2 from stage 1).
+    """
+
+    encoder: encoders.EncoderSettings
+    specformer: SpecFormerSettings | None = None
+    init: str | None = None
+
+
+class Network(nn.Module):
+    """The 3D encoder and, where spectra take part, the SpecFormer. width: channels F of the encoder's scalars."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.encoder = encoders.build(settings.encoder)
+        self.width = settings.encoder.channels
+        self.specformer = SpecFormer(settings.specformer, self.width) if settings.specformer else None
+
+
+class Pass:
+    """One pass of the network over one micro-batch: features are computed once, whoever asks first.
+
+    batch: a broadened MoleculeBatch, clean. positions [n, 3] and patches (name -> [m, N, P]) are what the network
+    gets to see: the objectives' `corrupt` sets noise and masks on them before any feature is computed. masked
+    (name -> bool [m, N]) says which patches are hidden.
+    """
+
+    def __init__(self, network, batch):
+        self.network, self.batch = network, batch
+        self.positions = batch.positions
+        self.patches = {}
+        self.masked = {}
+        if network.specformer is not None:
+            self.patches = network.specformer.patches(batch.spectra)
+
+    @cached_property
+    def structure(self):
+        """The encoder's scalars [n, F] and vectors [n, 3, F] of the corrupted structure."""
+        return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
+
+    @cached_property
+    def spectrum(self):
+        """The SpecFormer's tokens (name -> [m, N, d]) and readout [m, F] of the masked spectra."""
+        return self.network.specformer(self.patches, self.batch.present)
+
+    @cached_property
+    def reconstruction(self):
+        """What the SpecFormer makes of every patch: name -> [m, N, P]."""
+        return self.network.specformer.reconstruct(self.spectrum[0])
+
+    @cached_property
+    def molecules(self):
+        """Molecule vectors [m, F]: the sum over atoms of the encoder's scalars, in at least float32."""
+        scalars = self.structure[0]
+        scalars = scalars.to(torch.promote_types(scalars.dtype, torch.float32))
+        return scalars.new_zeros(len(self.batch.keys), scalars.shape[1]).index_add(0, self.batch.molecule, scalars)
+
+    def anchor(self):
+        """Zero, with a gradient path to every output: a parameter without a gradient would stall the other ranks."""
+        outputs = list(self.structure)
+        if self.network.specformer is not None:
+            outputs += [self.spectrum[1], *self.reconstruction.values()]
+        return sum(output.float().sum() for output in outputs) * 0.0

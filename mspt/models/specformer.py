@@ -1,0 +1,158 @@
+"""SpecFormer: one transformer over the patches of all spectra of a molecule (MolSpectra, ICLR 2025).
+
+Legend: m molecules, N patches of a spectrum, P points a patch, T tokens of all spectra, d channels, H heads.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn.functional import gelu
+
+from mspt import kernels
+from mspt.chemistry.spectra import GRIDS, SPECTRA
+from mspt.settings import Settings
+
+
+class Patching(Settings):
+    """length P and stride D of the windows over a spectrum, in grid points."""
+
+    length: int = Field(ge=1)
+    stride: int = Field(ge=1)
+
+    def count(self, points):
+        """N = floor((L − P) / D) + 1."""
+        return (points - self.length) // self.stride + 1
+
+
+PUBLISHED_PATCHES = {
+    "uv_vis": Patching(length=20, stride=10),
+    "ir": Patching(length=50, stride=25),
+    "raman": Patching(length=50, stride=25),
+}
+
+
+class SpecFormerSettings(Settings):
+    """norm: `layer`, or `batch` over the tokens of a micro-batch as in the public code; the latter makes a molecule's
+    result depend on its company."""
+
+    layers: int = Field(3, ge=1)
+    channels: int = Field(128, ge=1)
+    heads: int = Field(16, ge=1)
+    feed_forward: int = Field(256, ge=1)
+    norm: Literal["layer", "batch"] = "layer"
+    patches: dict[Literal["uv_vis", "ir", "raman"], Patching] = PUBLISHED_PATCHES
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.channels % self.heads:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
+        for name in SPECTRA:
+            if name not in self.patches:
+                raise ValueError(f"patches lacks {name}; give its length and stride")
+            if self.patches[name].length > GRIDS[name].length:
+                raise ValueError(f"patches.{name}.length is longer than the grid of {GRIDS[name].length} points")
+        return self
+
+
+class SpecFormer(nn.Module):
+    """width: of the readout, the encoder's channels F."""
+
+    def __init__(self, settings, width):
+        super().__init__()
+        self.settings = settings
+        self.patch_counts = {name: settings.patches[name].count(GRIDS[name].length) for name in SPECTRA}
+        d = settings.channels
+        self.embed = nn.ModuleDict({name: nn.Linear(settings.patches[name].length, d) for name in SPECTRA})
+        self.positions = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(self.patch_counts[name], d) * 0.02) for name in SPECTRA}
+        )
+        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
+        self.readout = nn.Linear(sum(self.patch_counts.values()) * d, width)
+        self.readout_norm = nn.LayerNorm(width)
+        self.predict = nn.ModuleDict({name: nn.Linear(d, settings.patches[name].length) for name in SPECTRA})
+
+    def unfold(self, name, values):
+        """Windows over values [m, L] of a spectrum -> [m, N, P]."""
+        patching = self.settings.patches[name]
+        return values.unfold(1, patching.length, patching.stride)
+
+    def patches(self, spectra):
+        """Spectra (name -> [m, L], non-negative) -> patches of log10(1 + y) (name -> [m, N, P])."""
+        return {name: self.unfold(name, torch.log10(1 + spectra[name])) for name in SPECTRA}
+
+    def hidden_points(self, name, masked):
+        """Which points of all windows lie in a masked patch: masked bool [m, N] -> bool [m, N, P]."""
+        patching = self.settings.patches[name]
+        points = torch.zeros(len(masked), GRIDS[name].length, dtype=torch.bool, device=masked.device)
+        starts = patching.stride * torch.arange(masked.shape[1], device=masked.device)
+        window = (starts[:, None] + torch.arange(patching.length, device=masked.device)).flatten()
+        inside = masked.repeat_interleave(patching.length, dim=1)
+        points = points.int().index_add(1, window, inside.int()) > 0
+        return self.unfold(name, points)
+
+    def forward(self, patches, present):
+        """patches (name -> [m, N, P]), present (name -> bool [m]) -> tokens (name -> [m, N, d]), readout [m, width].
+
+        The rows of a spectrum that a molecule lacks are ignored, whatever they hold.
+        """
+        parts, masks = [], []
+        for name in SPECTRA:
+            weight = self.embed[name].weight
+            there = present[name][:, None, None]
+            values = torch.where(there, patches[name], 0.0).to(weight.dtype)
+            parts.append(torch.where(there, self.embed[name](values) + self.positions[name], 0.0))
+            masks.append(present[name][:, None].expand(-1, self.patch_counts[name]))
+        x, mask = torch.cat(parts, 1), torch.cat(masks, 1)
+        queries, keys = [], []
+        whole = bool(mask.all())  # without a mask the attention is faster
+        for layer in self.layers:
+            x = layer(x, queries, keys, mask, whole)
+        x = torch.where(mask[..., None], x, 0.0)
+        tokens = dict(zip(SPECTRA, x.split(list(self.patch_counts.values()), dim=1), strict=True))
+        return tokens, self.readout_norm(self.readout(x.flatten(1)))
+
+    def reconstruct(self, tokens):
+        """Tokens (name -> [m, N, d]) -> predicted patches (name -> [m, N, P])."""
+        return {name: self.predict[name](tokens[name]) for name in SPECTRA}
+
+
+class Layer(nn.Module):
+    """Post-norm transformer layer whose attention scores add to those of the layers before."""
+
+    def __init__(self, settings):
+        super().__init__()
+        d = settings.channels
+        self.heads = settings.heads
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.up = nn.Linear(d, settings.feed_forward)
+        self.down = nn.Linear(settings.feed_forward, d)
+        norm = nn.LayerNorm if settings.norm == "layer" else TokenBatchNorm
+        self.attention_norm, self.feed_norm = norm(d), norm(d)
+
+    def forward(self, x, queries, keys, mask, whole):
+        """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T]."""
+        m, t, d = x.shape
+        q, k, v = self.qkv(x).view(m, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries.append(q)
+        keys.append(k)
+        attended = kernels.carried_score_attention(queries, keys, v, None if whole else mask)
+        x = self._norm(self.attention_norm, x + self.out(attended.transpose(1, 2).reshape(m, t, d)), mask)
+        return self._norm(self.feed_norm, x + self.down(gelu(self.up(x))), mask)
+
+    @staticmethod
+    def _norm(norm, x, mask):
+        return norm(x, mask) if isinstance(norm, TokenBatchNorm) else norm(x)
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the tokens that are there."""
+
+    def forward(self, x, mask):
+        there = x[mask]
+        if self.training and len(there) < 2:
+            return x
+        return torch.zeros_like(x).masked_scatter(mask[..., None], super().forward(there))

@@ -1,0 +1,45 @@
+"""Coord: denoising of coordinates, a learned force field (Zaidi et al., ICLR 2023)."""
+
+import torch
+from torch import nn
+
+from mspt.models.heads import VectorHead
+from mspt.settings import Settings
+
+
+class CoordSettings(Settings):
+    """weight: in the joint loss. sigma: standard deviation of the noise, Å."""
+
+    weight: float = 1.0
+    sigma: float = 0.04
+
+
+class Coord(nn.Module):
+    """x̃ = x + σ ε; the vector head predicts ε. The target has zero mean and unit variance by construction, so that
+    the published running normalisation of it has nothing to do here.
+
+    Sum: over atoms, of the mean square error over the three components. Weight: the number of atoms.
+    """
+
+    terms = ("coord",)
+
+    def __init__(self, settings, network):
+        super().__init__()
+        self.sigma = settings.sigma
+        self.head = VectorHead(network.width)
+
+    def noise(self, batch, generator):
+        """ε [n, 3], the same for an atom of a record wherever it is processed."""
+        atom = torch.arange(len(batch.numbers), device=batch.ptr.device) - batch.ptr[batch.molecule]
+        return generator.normal("coord", batch.records[batch.molecule], atom, 3, batch.positions.dtype)
+
+    def corrupt(self, model, batch, generator):
+        model.positions = batch.positions + self.sigma * self.noise(batch, generator)
+
+    def weights(self, batch, generator):
+        return batch.positions.new_tensor([len(batch.numbers)])
+
+    def forward(self, model, batch, generator):
+        predicted = self.head(*model.structure).to(batch.positions.dtype)
+        error = (predicted - self.noise(batch, generator)).square().mean(-1).sum()
+        return error[None]

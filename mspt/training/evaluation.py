@@ -1,0 +1,193 @@
+"""What a run has learnt, measured on held-out molecules."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from mspt.chemistry.spectra import SPECTRA
+from mspt.data.batch import MoleculeBatch
+from mspt.data.keyed import Keyed
+from mspt.data.stream import sequential
+
+# Noise and masks of evaluation: an epoch that training never has, so that they are always the same.
+EPOCH = -1
+RECALL_AT = (1, 5, 10)
+EXAMPLES = 3
+# The baseline is a mean over the training set; this many records fix it well enough.
+BASELINE_RECORDS = 20_000
+
+
+@dataclass
+class Example:
+    """One held-out molecule: per spectrum the true patches [N, P], what the model makes of them, which are masked."""
+
+    key: str
+    true: dict = field(default_factory=dict)
+    predicted: dict = field(default_factory=dict)
+    masked: dict = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """metrics: flat names -> numbers. similarities [p, p] (molecule, spectrum) or None. examples: of reconstruction."""
+
+    metrics: dict
+    similarities: torch.Tensor | None
+    examples: list
+
+
+def retrieval(similarities):
+    """Recall at k and median rank, molecule -> spectrum and back, from similarities [p, p] with pairs on the diagonal.
+
+    The rank of a match counts those at least as similar, so that ties never help.
+    """
+    p = len(similarities)
+    matching = similarities.diagonal()
+    metrics = {}
+    for name, matrix in (("molecule_to_spectrum", similarities), ("spectrum_to_molecule", similarities.T)):
+        ranks = (matrix >= matching[:, None]).sum(1)
+        for k in RECALL_AT:
+            metrics[f"recall_at_{k}_{name}"] = (ranks <= k).double().mean().item()
+        metrics[f"median_rank_{name}"] = ranks.double().median().item()
+    for k in RECALL_AT:
+        metrics[f"recall_at_{k}_chance"] = min(1.0, k / p)
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(engine, pretraining, heldout, train, data, seed, device):
+    """Every rank takes its share of the held-out set; the Evaluation is the same on all.
+
+    engine: the wrapped module; pretraining: the module inside it. heldout, train: ShardSets. data: DataSettings.
+    """
+    generator = Keyed(seed, EPOCH)
+    engine.eval()
+    sums = torch.zeros(len(pretraining.terms), dtype=torch.float64, device=device)
+    weights, pairs, examples = torch.zeros_like(sums), [], []
+    baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
+    if baseline:
+        for batch in _share(train, data, device, BASELINE_RECORDS):
+            baseline.learn(batch)
+        baseline.agree()
+    for batch in _share(heldout, data, device):
+        own, extras = engine("evaluate", batch, generator)
+        sums += own
+        weights += pretraining.weights(batch, generator)
+        if "embeddings" in extras:
+            pairs.append([part.float().cpu() for part in extras["embeddings"]])
+        if baseline:
+            baseline.measure(batch)
+            examples += _examples(pretraining, batch, extras)[: EXAMPLES - len(examples)]
+    engine.train()
+    _all_reduce(sums, weights)
+    means = dict(zip(pretraining.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
+    metrics = {"molecules": len(heldout)}
+    if "coord" in means:
+        metrics["denoise_mse"] = means["coord"]
+    if baseline:
+        metrics["masked_mse"] = sum(means[f"masked_{name}"] for name in SPECTRA)
+        metrics["masked_mse_baseline"] = sum(baseline.errors().values())
+        metrics |= {f"masked_mse_{name}": means[f"masked_{name}"] for name in SPECTRA}
+        metrics |= {f"masked_mse_baseline_{name}": error for name, error in baseline.errors().items()}
+    similarities = None
+    if "contrast" in pretraining.objectives:
+        molecules, spectra = (torch.cat(parts) for parts in zip(*_gather(pairs), strict=True))
+        similarities = molecules @ spectra.T
+        metrics |= retrieval(similarities)
+    return Evaluation(metrics, similarities, examples)
+
+
+class _Baseline:
+    """What predicting, for a masked patch, the mean of the visible patches at its position would give."""
+
+    def __init__(self, pretraining, generator, device):
+        self.specformer = pretraining.network.specformer
+        self.objective = pretraining.objectives["masked_patches"]
+        self.generator = generator
+        shapes = {
+            name: (self.specformer.patch_counts[name], self.specformer.settings.patches[name].length)
+            for name in SPECTRA
+        }
+        double = {"dtype": torch.float64, "device": device}
+        self.sums = {name: torch.zeros(shape, **double) for name, shape in shapes.items()}
+        self.counts = {name: torch.zeros(shape[0], 1, **double) for name, shape in shapes.items()}
+        self.wrong = {name: torch.zeros(2, **double) for name in shapes}
+
+    def _patches(self, batch):
+        """Per spectrum its patches [m, N, P], and bool [m, N]: masked, there."""
+        masks, patches = self.objective.masks(batch, self.generator), self.specformer.patches(batch.spectra)
+        for name in SPECTRA:
+            yield name, patches[name].double(), masks[name], batch.present[name][:, None]
+
+    def learn(self, batch):
+        for name, patches, masked, present in self._patches(batch):
+            visible = (~masked & present)[..., None]
+            self.sums[name] += torch.where(visible, patches, 0.0).sum(0)
+            self.counts[name] += visible.sum(0)
+
+    def agree(self):
+        """Add up what the ranks have learnt."""
+        _all_reduce(*self.sums.values(), *self.counts.values())
+
+    def measure(self, batch):
+        for name, patches, masked, present in self._patches(batch):
+            mean = self.sums[name] / self.counts[name].clamp(min=1)
+            counted = masked & present
+            error = (patches - mean).square().mean(-1)
+            self.wrong[name] += torch.stack([torch.where(counted, error, 0.0).sum(), counted.sum()])
+
+    def errors(self):
+        """Mean square error per spectrum, over all ranks."""
+        wrong = torch.stack(list(self.wrong.values()))
+        _all_reduce(wrong)
+        return {
+            name: (error / count.clamp(min=1)).item() for name, (error, count) in zip(self.wrong, wrong, strict=True)
+        }
+
+
+def _examples(pretraining, batch, extras):
+    """Examples of the molecules in batch that have all three spectra."""
+    true = pretraining.network.specformer.patches(batch.spectra)
+    whole = torch.stack([batch.present[name] for name in SPECTRA]).all(0)
+    return [
+        Example(
+            key=batch.keys[i],
+            true={name: true[name][i].float().cpu() for name in SPECTRA},
+            predicted={name: extras["reconstruction"][name][i].float().cpu() for name in SPECTRA},
+            masked={name: extras["masked"][name][i].cpu() for name in SPECTRA},
+        )
+        for i in whole.nonzero()[:EXAMPLES, 0].tolist()
+    ]
+
+
+def _share(shardset, data, device, records=None):
+    """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward)."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    group, seen = [], 0
+    for batch in sequential(shardset, data.budget):
+        group.append(batch)
+        seen += len(batch.keys)
+        if len(group) == world_size:
+            yield group[rank].to(device).broadened(data.line_shapes)
+            group = []
+            if records is not None and seen >= records:
+                return
+    if group:
+        own = group[rank] if rank < len(group) else MoleculeBatch.empty()
+        yield own.to(device).broadened(data.line_shapes)
+
+
+def _all_reduce(*tensors):
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def _gather(pairs):
+    """The lists of all ranks, end to end."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return pairs
+    lists = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, pairs)
+    return [pair for part in lists for pair in part]

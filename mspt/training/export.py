@@ -1,0 +1,70 @@
+"""The encoder out of a run, and weights of one run into another."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+
+from mspt.errors import UserError
+from mspt.files import write
+from mspt.models import encoders
+from mspt.training import checkpoint
+
+ENCODER = "network.encoder."
+
+
+def export_encoder(weights, settings, out):
+    """Write the encoder's part of a full state as out/model.safetensors with out/config.json -> out.
+
+    weights: full float32 state by parameter name. settings: the encoder's.
+    """
+    encoder = {
+        name.removeprefix(ENCODER): weight.contiguous() for name, weight in weights.items() if name.startswith(ENCODER)
+    }
+    write(Path(out) / "config.json", json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+    write(Path(out) / "model.safetensors", safetensors.torch.save(encoder))
+    return Path(out)
+
+
+def export_run(run, out):
+    """Export the encoder of a run folder's newest checkpoint -> out.
+
+    Raises UserError where the folder has no checkpoint.
+    """
+    newest = checkpoint.latest(run)
+    if newest is None:
+        raise UserError(f"{run}: no checkpoint in this run folder; train it first (mspt pretrain)")
+    config = json.loads((newest / "meta.json").read_text())["config"]
+    ema = config["engine"]["ema_decay"] is not None
+    return export_encoder(checkpoint.read_weights(newest, ema=ema), encoders.parse(config["model"]["encoder"]), out)
+
+
+def initial_weights(module, source):
+    """Start module (a Pretraining) from source: a run folder, a checkpoint or an exported encoder.
+
+    The encoder must be there whole; objectives that both sides have go on with theirs, all else keeps its fresh
+    weights. Raises UserError where source is none of these, or its encoder is another.
+    """
+    weights, own = _read(Path(source)), module.state_dict()
+    for name, tensor in own.items():
+        if name.startswith(ENCODER):
+            found = tuple(weights[name].shape) if name in weights else "missing"
+            if found != tuple(tensor.shape):
+                raise UserError(
+                    f"model.init={source}: {name} is {found} there and {tuple(tensor.shape)} here; "
+                    "set model.encoder as in that run"
+                )
+    module.load_state_dict(
+        {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape},
+        strict=False,
+    )
+
+
+def _read(source):
+    if (source / "model.safetensors").exists():
+        weights = safetensors.torch.load_file(source / "model.safetensors")
+        return {ENCODER + name: weight for name, weight in weights.items()}
+    newest = source if (source / "meta.json").exists() else checkpoint.latest(source)
+    if newest is None:
+        raise UserError(f"model.init={source}: no checkpoint and no model.safetensors there; run stage 1 first")
+    return checkpoint.read_weights(newest, ema=False)

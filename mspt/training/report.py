@@ -1,0 +1,73 @@
+"""What a run leaves for a person: summary.json, pictures, the last lines on the screen."""
+
+import datetime
+import platform
+
+import torch
+
+from mspt import __version__, kernels
+from mspt.training import figures, metrics
+
+
+def summarise(config, train, evaluation, process):
+    """The content of summary.json.
+
+    train: steps, parameters, and records, atoms, seconds, waited over the whole run. evaluation: of
+    evaluation.evaluate, or None without a held-out set.
+    """
+    seconds = max(train["seconds"], 1e-9)
+    return {
+        "heldout": evaluation.metrics if evaluation else None,
+        "train": {
+            "steps": train["steps"],
+            "records_seen": int(train["records"]),
+            "seconds": round(seconds, 2),
+            "molecules_per_second": round(train["records"] / seconds, 2),
+            "atoms_per_second": round(train["atoms"] / seconds, 1),
+            "parameters": train["parameters"],
+        },
+        "data": {"wait_fraction": round(train["waited"] / seconds, 5)},
+        "world_size": process.world_size,
+        "zero_stage": config.engine.zero_stage,
+        "precision": config.engine.precision,
+        "kernels": kernels.implementation(),
+        "device": str(process.device),
+        "versions": {"mspt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def pictures(run_dir, evaluation):
+    """name -> Figure of what there is to show."""
+    result = {"losses": figures.losses(metrics.read(run_dir))}
+    if evaluation and evaluation.examples:
+        result["reconstructions"] = figures.reconstructions(evaluation.examples)
+    if evaluation and evaluation.similarities is not None:
+        result["retrieval"] = figures.retrieval(evaluation.similarities)
+    return result
+
+
+def sum_up(summary, folder):
+    """The last lines of a run: what came out, and where to look next."""
+    train, heldout = summary["train"], summary["heldout"] or {}
+    speed = f"{train['molecules_per_second']:.0f}/s on {summary['world_size']} processes"
+    lines = [f"done: {train['steps']} steps, {train['records_seen']} molecules in {train['seconds']:.0f} s ({speed})"]
+    if "denoise_mse" in heldout:
+        lines.append(f"held out: denoising error {heldout['denoise_mse']:.3f} (1 is predicting nothing)")
+    if "masked_mse" in heldout:
+        lines.append(
+            f"held out: masked patches {heldout['masked_mse']:.2e} (predicting the mean: "
+            f"{heldout['masked_mse_baseline']:.2e})"
+        )
+    if "recall_at_10_molecule_to_spectrum" in heldout:
+        lines.append(
+            f"held out: spectrum of a molecule among the first 10 of {heldout['molecules']}: "
+            f"{heldout['recall_at_10_molecule_to_spectrum']:.0%} (chance {heldout['recall_at_10_chance']:.0%})"
+        )
+    lines += [
+        f"summary:  {folder / 'summary.json'}",
+        f"pictures: {folder / 'figures'}",
+        f"encoder:  {folder / 'encoder'}",
+        f"curves:   tensorboard --logdir {folder}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""The loop: what a step is, and what happens around it."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+
+from mspt.data import keyed
+from mspt.data.keyed import Keyed
+from mspt.data.shardset import ShardSet
+from mspt.data.stream import Stream
+from mspt.errors import UserError
+from mspt.files import write
+from mspt.objectives import Pretraining
+from mspt.settings import Settings
+from mspt.training import checkpoint, figures, report
+from mspt.training.engine import Engine, initialise
+from mspt.training.evaluation import evaluate
+from mspt.training.export import export_encoder, initial_weights
+from mspt.training.metrics import Metrics
+from mspt.training.progress import Progress
+
+
+class TrainingSettings(Settings):
+    """steps: global batches in all. deterministic: bit-equal results for the same world size, at some cost in speed.
+
+    log_every: steps between log lines. max_skipped: so many steps in a row whose loss or gradient is not finite stop
+    the run.
+    """
+
+    steps: int = Field(ge=1)
+    deterministic: bool = False
+    log_every: int = Field(10, ge=1)
+    max_skipped: int = Field(10, ge=1)
+
+
+# What is added up over steps: molecules and atoms of the global batches, seconds of this rank's clock.
+COUNTS = ("records", "atoms", "seconds", "waited")
+
+
+class Trainer:
+    """One run: config is the resolved configuration, its YAML text goes into the run folder."""
+
+    def __init__(self, config, resolved):
+        self.config = config
+        self.dir = Path(config.run.dir)
+        self.train_set = ShardSet.open(config.data.train)
+        self.heldout_set = ShardSet.open(config.data.heldout) if config.data.heldout else None
+        self.process = initialise()
+        self.device = self.process.device
+        if config.training.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.stream = Stream(self.train_set, config.data, config.seed, self.process.rank, self.process.world_size)
+        torch.manual_seed(config.seed)  # the same initial weights on every rank
+        self.module = Pretraining(config.model, config.objectives)
+        newest = checkpoint.latest(self.dir)
+        if newest is None and config.model.init:
+            initial_weights(self.module, config.model.init)
+        self.engine = Engine(
+            self.module,
+            config.engine,
+            config.schedule,
+            steps=config.training.steps,
+            accumulation=config.data.lanes // self.process.world_size,
+        )
+        self.done, self.position = 0, {"epoch": 0, "step": 0}
+        # Over the whole run, whatever it is interrupted by; and since the last log line.
+        self.counts = dict.fromkeys(COUNTS, 0.0)
+        if newest is not None:
+            state = checkpoint.load(self.engine, newest)
+            self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
+        self.window = dict.fromkeys(COUNTS, 0.0)
+        self.skipped = 0
+        leads = self.process.rank == 0
+        if leads:
+            write(self.dir / "config.yaml", resolved)
+        self.metrics = Metrics(self.dir, enabled=leads, start=self.done)
+        self.progress = Progress(config.training.steps, self.done, enabled=leads)
+        if newest is not None:
+            self.progress.note(f"resuming from {newest}: step {self.done}")
+
+    def run(self):
+        """Train to the last step, then evaluate, export and sum up -> the summary."""
+        total = self.config.training.steps
+        while self.done < total:
+            epoch, at = self.position["epoch"], self.position["step"]
+            steps = self._most(self.stream.steps(epoch))
+            self._epoch(epoch, at, min(steps, at + total - self.done), steps)
+        self.progress.close()
+        if checkpoint.latest(self.dir) is None or self.done % self.config.checkpoint.every:
+            self._save()
+        summary = self._finish()
+        self.metrics.close()
+        return summary
+
+    def _epoch(self, epoch, start, stop, steps):
+        """Steps start to stop of an epoch that has so many steps."""
+        generator = Keyed(self.config.seed, epoch)
+        batches = iter(self.stream.batches(epoch, start, stop))
+        for index in range(start, stop):
+            begin = time.perf_counter()
+            micro_batches = next(batches)
+            waited = time.perf_counter() - begin
+            losses = self._step(micro_batches, generator)
+            last = index + 1 == steps
+            self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
+            self.done += 1
+            self._account(losses, time.perf_counter() - begin, waited)
+            if self.done % self.config.checkpoint.every == 0:
+                self._save()
+
+    def _step(self, micro_batches, generator):
+        """One update from this rank's micro-batches of a global batch -> what is logged of it."""
+        batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
+        weights = sum(self.module.weights(batch, generator) for batch in batches)
+        sizes = torch.tensor([[len(b.keys), len(b.numbers)] for b in batches], device=self.device).sum(0)
+        digest = sum(keyed.mix(batch.records, self.config.seed).sum() for batch in batches)
+        counts = torch.cat([sizes, digest[None]])
+        self._all_reduce(weights, counts)
+        sums = torch.zeros_like(weights)
+        for batch, share in zip(batches, self._shares(batches, generator), strict=True):
+            loss, own = self.engine("loss", batch, generator, weights, share)
+            self.engine.backward(loss)
+            sums += own
+        result = self.engine.step()
+        self._all_reduce(sums)
+        means = (sums / weights.clamp(min=1)).tolist()
+        if result.skipped:
+            self._count_skipped(batches, means)
+        else:
+            self.skipped = 0
+        molecules, atoms, digest = counts.tolist()
+        return {
+            **dict(zip(self.module.terms, means, strict=True)),
+            "grad_norm": result.grad_norm,
+            "learning_rate": result.learning_rate,
+            "molecules": molecules,
+            "atoms": atoms,
+            # Which records the step saw, in one number that a float can hold.
+            "records_digest": digest % (1 << 52),
+        }
+
+    def _shares(self, batches, generator):
+        """Contrast's share of each micro-batch, where its negatives come from all of them; else None for each."""
+        if not self.module.two_passes:
+            return [None] * len(batches)
+        with torch.no_grad():
+            embeddings = [self.engine("embed", batch, generator) for batch in batches]
+        return self.module.objectives["contrast"].shares(embeddings)
+
+    def _count_skipped(self, batches, means):
+        """Report a step that was not finite; stop the run at the configured number in a row, with a dump."""
+        self.skipped += 1
+        keys = [key for batch in batches for key in batch.keys]
+        self.progress.note(
+            f"step {self.done + 1}: loss or gradient not finite, update skipped "
+            f"({self.skipped} in a row); records {keys[0] if keys else '-'} … ({len(keys)} on this rank)"
+        )
+        path = self.dir / f"not-finite-step-{self.done + 1}-rank-{self.process.rank}.json"
+        terms = dict(zip(self.module.terms, map(str, means), strict=True))
+        write(path, json.dumps({"step": self.done + 1, "terms": terms, "records": keys}) + "\n")
+        if self.skipped >= self.config.training.max_skipped:
+            raise UserError(
+                f"{self.skipped} steps in a row were not finite; the records are in {path.name} of {self.dir}; "
+                "lower schedule.peak or set engine.clip"
+            )
+
+    def _account(self, values, seconds, waited):
+        """Add a step up, and log where a log line is due."""
+        step = {"records": values["molecules"], "atoms": values["atoms"], "seconds": seconds, "waited": waited}
+        for name, value in step.items():
+            self.counts[name] += value
+            self.window[name] += value
+        if self.done % self.config.training.log_every and self.done != self.config.training.steps:
+            return
+        spent = self.window["seconds"]
+        values |= {
+            "loss": sum(factor * values[term] for term, factor in self.module.terms.items()),
+            "molecules_per_second": self.window["records"] / spent,
+            "atoms_per_second": self.window["atoms"] / spent,
+            "data_wait": self.window["waited"] / spent,
+            "memory_gib": memory_gib(self.device),
+        }
+        self.window = dict.fromkeys(COUNTS, 0.0)
+        self.progress.report(self.done, values)
+        self.metrics.scalars(self.done, values)
+
+    def _save(self):
+        checkpoint.save(
+            self.engine,
+            self.dir,
+            self.done,
+            position=self.position,
+            seed=self.config.seed,
+            config=self.config.model_dump(mode="json"),
+            extra={"counts": self.counts},
+        )
+        if self.process.rank == 0:
+            checkpoint.prune(self.dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+
+    def _finish(self):
+        """Evaluate, export, draw and sum up -> the summary on rank 0."""
+        config, evaluation = self.config, None
+        if self.heldout_set is not None:
+            self.progress.note("evaluating on the held-out set")
+            evaluation = evaluate(
+                self.engine, self.module, self.heldout_set, self.train_set, config.data, config.seed, self.device
+            )
+        weights = self.engine.weights(ema=config.engine.ema_decay is not None)
+        if self.process.rank != 0:
+            return None
+        export_encoder(weights, config.model.encoder, self.dir / "encoder")
+        train = {"steps": self.done, "parameters": sum(weight.numel() for weight in weights.values())}
+        summary = report.summarise(config, train | self.counts, evaluation, self.process)
+        write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        for name, figure in report.pictures(self.dir, evaluation).items():
+            figures.save(figure, self.dir / "figures" / f"{name}.png")
+            self.metrics.figure(self.done, name, figure)
+        return summary
+
+    def _most(self, number):
+        """The largest of the ranks' numbers."""
+        largest = torch.tensor([number], device=self.device)
+        if self.process.world_size > 1:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
+    def _all_reduce(self, *tensors):
+        if self.process.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+
+def memory_gib(device):
+    """Peak memory of this process: on the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # ru_maxrss is in KiB on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def pretrain(config, resolved):
+    """Run a configuration, or go on where its run folder stands; prints where the results are."""
+    trainer = Trainer(config, resolved)
+    summary = trainer.run()
+    if summary is not None:
+        print(report.sum_up(summary, trainer.dir), flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()

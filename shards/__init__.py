@@ -1,0 +1,1 @@
+"""Raw files -> shards. Nothing here is needed by a training process."""

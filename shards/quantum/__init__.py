@@ -1,0 +1,1 @@
+"""Spectra from quantum chemistry: vibrations by GFN2-xTB, excitations by TD-B3LYP."""

@@ -1,0 +1,1 @@
+"""One file per raw format; each yields molecules or records."""

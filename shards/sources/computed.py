@@ -1,0 +1,173 @@
+"""Spectra computed here: IR and Raman lines by GFN2-xTB, UV-Vis lines by TD-B3LYP, for QM9 or a list of SMILES.
+
+    python -m shards.sources.computed --molecules qm9 --count 2000 --out DIR
+    python -m shards.sources.computed --molecules FILE.smi --out DIR
+
+One line of JSON a molecule is appended to DIR/results.jsonl, or to DIR/rejects.jsonl with the reason. A killed run
+goes on where it stopped when the same command is given again. `shards.build computed` makes shards of the folder.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from shards.sources import qm9
+
+# A bond is a distance below this multiple of the sum of covalent radii.
+BOND = 1.25
+
+
+def bonds(numbers, positions):
+    """Pairs of bonded atoms, as a set of (i, j) with i < j, from positions [n, 3] Å."""
+    from rdkit import Chem
+
+    table = Chem.GetPeriodicTable()
+    radii = np.array([table.GetRcovalent(int(z)) for z in numbers])
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    near = distances < BOND * (radii[:, None] + radii[None])
+    return {(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(near, 1)), strict=True)}
+
+
+def compute(molecule):
+    """One molecule -> its JSON row: lines of the three spectra, the method of each, the seconds each took.
+
+    UV-Vis is vertical from the molecule's own geometry; IR and Raman belong to the GFN2-xTB minimum next to it, and
+    a molecule whose bonds change on the way there is refused (ValueError): its vibrations would be another's.
+    """
+    from shards.quantum import excitations, vibrations, xtb
+
+    start = time.process_time()
+    vibration = vibrations.vibrations(molecule.numbers, molecule.positions)
+    if bonds(molecule.numbers, molecule.positions) != bonds(molecule.numbers, vibration["positions"]):
+        raise ValueError("bonds changed while relaxing by GFN2-xTB")
+    middle = time.process_time()
+    energies, strengths = excitations.excitations(molecule.numbers, molecule.positions)
+    end = time.process_time()
+    return {
+        "key": molecule.key,
+        "smiles": molecule.smiles,
+        "numbers": molecule.numbers.tolist(),
+        "positions": np.round(molecule.positions, 6).tolist(),
+        "targets": molecule.targets,
+        "method": {"ir": xtb.METHOD, "raman": xtb.METHOD, "uv_vis": excitations.METHOD},
+        "ir": _lines(vibration["wavenumbers"], vibration["ir"], 3),
+        "raman": _lines(vibration["wavenumbers"], vibration["raman"], 3),
+        "uv_vis": _lines(energies, strengths, 6),
+        "seconds": {"vibrations": round(middle - start, 2), "excitations": round(end - middle, 2)},
+    }
+
+
+def _lines(positions, strengths, digits):
+    return [np.round(positions, 4).tolist(), np.round(strengths.astype(float), digits).tolist()]
+
+
+def smiles_molecules(path):
+    """Molecules of a SMILES file (one a line, an optional name after it), 3D by RDKit's ETKDG and MMFF94.
+
+    Lines that RDKit cannot embed are yielded as (key, reason) for the rejects.
+    """
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        key = fields[1] if len(fields) > 1 else f"{Path(path).stem}-{number:06d}"
+        parsed = Chem.MolFromSmiles(fields[0])
+        if parsed is None:
+            yield key, f"{path}:{number}: RDKit cannot read the SMILES {fields[0]!r}"
+            continue
+        molecule = Chem.AddHs(parsed)
+        if AllChem.EmbedMolecule(molecule, randomSeed=zlib.crc32(key.encode()) & 0x7FFFFFFF) != 0:
+            yield key, f"{path}:{number}: RDKit cannot embed {fields[0]!r}"
+            continue
+        if AllChem.MMFFHasAllMoleculeParams(molecule):
+            AllChem.MMFFOptimizeMolecule(molecule, maxIters=2000)
+        yield qm9.Molecule(
+            key=key,
+            numbers=np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.uint8),
+            positions=np.array(molecule.GetConformer().GetPositions()),
+            smiles=fields[0],
+            targets={},
+        )
+
+
+def choose(molecules, count, seed):
+    """count of the molecules, spread evenly at random; any prefix of the result is such a choice too."""
+    order = np.random.default_rng(seed).permutation(len(molecules))
+    return [molecules[i] for i in order[:count]]
+
+
+def _work(molecule):
+    if isinstance(molecule, tuple):  # already refused by its reader
+        return {"key": molecule[0], "reason": molecule[1]}
+    from pyscf import lib
+
+    lib.num_threads(1)
+    try:
+        return compute(molecule)
+    except (ValueError, RuntimeError, ArithmeticError, np.linalg.LinAlgError) as error:
+        return {"key": molecule.key, "smiles": molecule.smiles, "reason": str(error)}
+
+
+def rows(path):
+    """The rows of a JSON-lines file; a torn last line, left by a kill, is cut off the file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def run(molecules, out, processes):
+    """Compute what is not in out/results.jsonl or out/rejects.jsonl yet."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    known = {row["key"] for name in ("results", "rejects") for row in rows(out / f"{name}.jsonl")}
+    todo = [m for m in molecules if (m[0] if isinstance(m, tuple) else m.key) not in known]
+    print(f"{len(known)} molecules done, {len(todo)} to do, {processes} processes", flush=True)
+    # Threads inside a molecule would fight with the processes over the cores.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    begin = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with (
+        (out / "results.jsonl").open("a") as results,
+        (out / "rejects.jsonl").open("a") as rejects,
+        context.Pool(processes, maxtasksperchild=100) as pool,
+    ):
+        for done, row in enumerate(pool.imap_unordered(_work, todo), 1):
+            file = rejects if "reason" in row else results
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if done % 10 == 0 or "reason" in row:
+                seconds = time.monotonic() - begin
+                left = seconds / done * (len(todo) - done)
+                note = f" rejected {row['key']}: {row['reason']}" if "reason" in row else ""
+                print(f"{done}/{len(todo)} {seconds:.0f} s, {left:.0f} s left{note}", flush=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--molecules", required=True, help="qm9, or a file of SMILES")
+    parser.add_argument("--count", type=int, help="how many, spread over the whole set (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args(arguments)
+    source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
+    molecules = list(source)
+    run(choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Configurations: every published file parses and builds, and what is wrong is said in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mspt import config
+from mspt.errors import UserError
+from mspt.objectives import Pretraining
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_parses_and_builds(path):
+    loaded = config.load(path)
+    module = Pretraining(loaded.model, loaded.objectives)
+    assert sum(parameter.numel() for parameter in module.parameters()) > 10_000
+
+
+def test_published_constants():
+    """The numbers of the papers that a silent change would spoil."""
+    stage1, stage2 = (config.load(QUICKSTART.parent / f"{name}.yaml") for name in ("pcqm4mv2-coord", "qm9s-molspectra"))
+    for loaded, molecules in ((stage1, 70), (stage2, 128)):
+        encoder = loaded.model.encoder
+        assert (encoder.layers, encoder.channels, encoder.heads, encoder.radial_functions) == (8, 256, 8, 64)
+        assert (encoder.cutoff, encoder.max_neighbours, encoder.norm) == (5.0, 32, "whitened_published")
+        assert (loaded.schedule.kind, loaded.schedule.warmup, loaded.schedule.peak) == ("cosine", 10_000, 4e-4)
+        assert (loaded.schedule.final, loaded.training.steps, loaded.engine.weight_decay) == (1e-7, 400_000, 0.0)
+        assert (loaded.data.budget.molecules, loaded.engine.precision) == (molecules, "fp32")
+        assert loaded.objectives.coord.sigma == 0.04
+    assert stage2.objectives.contrast.temperature == 0.07
+    assert stage2.objectives.masked_patches.ratio == 0.1
+    assert [stage2.objectives.chosen()[name].weight for name in ("coord", "masked_patches", "contrast")] == [1, 1, 1]
+    specformer = stage2.model.specformer
+    assert (specformer.layers, specformer.channels, specformer.heads, specformer.feed_forward) == (3, 128, 16, 256)
+    assert stage2.model.init == stage1.run.dir
+
+
+def test_overrides_and_round_trip():
+    loaded = config.load(QUICKSTART, ["training.steps=7", "schedule.peak=4e-4", "data.heldout=null", "run.dir=else/where"])
+    assert (loaded.training.steps, loaded.schedule.peak, loaded.data.heldout) == (7, 4e-4, None)
+    assert config.parse(yaml.safe_load(config.dump(loaded)), "dump") == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.stpes=5", "unknown key training.stpes; did you mean steps?"),
+        ("trainig.steps=5", "unknown key trainig; did you mean training?"),
+        ("model.encoder.layer=5", "unknown key model.encoder.layer; did you mean layers?"),
+        ("training.steps=many", "training.steps is 'many'"),
+        ("training.steps=0", "training.steps is 0"),
+        ("model.encoder.name=schnett", "model.encoder.name is 'schnett'; known: 'torchmd_et'"),
+        ("engine.zero_stage=4", "engine.zero_stage is 4"),
+        ("objectives.contrast.negatives=most", "objectives.contrast.negatives is 'most'"),
+        ("training", "'training' is not an override; write key=value"),
+    ],
+)
+def test_what_is_wrong_is_named(override, expected):
+    with pytest.raises(UserError) as raised:
+        config.load(QUICKSTART, [override])
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        config.load(tmp_path / "missing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        config.load(broken)
+    broken.write_text("3")
+    with pytest.raises(UserError, match="int"):
+        config.load(broken)
+
+
+def test_an_objective_without_its_encoder(tmp_path):
+    loaded = config.load(QUICKSTART, ["model.specformer=null"])
+    with pytest.raises(UserError, match="needs spectra"):
+        Pretraining(loaded.model, loaded.objectives)
+    loaded = config.load(QUICKSTART, ["objectives={}"])
+    with pytest.raises(UserError, match="none is on"):
+        Pretraining(loaded.model, loaded.objectives)
