@@ -17,8 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from mspt.chemistry.spectra import GRIDS
+from mspt.data.schema import Lines, Record
+from mspt.errors import UserError
 from shards.sources import qm9
 
+# Lines weaker than this (in the spectrum's unit) are left out of a record: forbidden ones, and numerical noise.
+WEAKEST = {"uv_vis": 1e-5, "ir": 1e-3, "raman": 1e-3}
+# Vibrations below this (cm^-1) are hindered rotations that the harmonic picture gets wrong, far below the grid.
+LOWEST = {"uv_vis": 0.0, "ir": 30.0, "raman": 30.0}
 # A bond is a distance below this multiple of the sum of covalent radii.
 BOND = 1.25
 
@@ -99,12 +106,6 @@ def smiles_molecules(path):
         )
 
 
-def choose(molecules, count, seed):
-    """count of the molecules, spread evenly at random; any prefix of the result is such a choice too."""
-    order = np.random.default_rng(seed).permutation(len(molecules))
-    return [molecules[i] for i in order[:count]]
-
-
 def _work(molecule):
     if isinstance(molecule, tuple):  # already refused by its reader
         return {"key": molecule[0], "reason": molecule[1]}
@@ -156,6 +157,47 @@ def run(molecules, out, processes):
                 print(f"{done}/{len(todo)} {seconds:.0f} s, {left:.0f} s left{note}", flush=True)
 
 
+def records(folder):
+    """Records of a folder of results, the rows it has refused, and what a manifest says of them.
+
+    Raises UserError where there are no results.
+    """
+    results, rejects = (rows(Path(folder) / f"{name}.jsonl") for name in ("results", "rejects"))
+    if not results:
+        raise UserError(f"{folder}: no results.jsonl with results; run python -m shards.sources.computed first")
+    results.sort(key=lambda row: row["key"])  # they come in the order in which processes finished
+    methods = results[0]["method"]
+    seconds = {part: sum(row["seconds"][part] for row in results) for part in results[0]["seconds"]}
+    source = "QM9 (B3LYP/6-31G(2df,p) geometries, qm9pack)" if results[0]["targets"] else "SMILES (RDKit conformers)"
+    provenance = {
+        "source": source,
+        "methods": methods,
+        "cpu_seconds": {part: round(total) for part, total in seconds.items()},
+        "units": {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
+    }
+    refused = [{"key": row["key"], "field": "spectra", "reason": row["reason"]} for row in rejects]
+    return (_record(row, source) for row in results), refused, provenance
+
+
+def _record(row, source):
+    """A row of results.jsonl as a Record. Lines that no grid can show are left out."""
+    spectra = {}
+    for name in GRIDS:
+        positions, strengths = (np.array(values, np.float32) for values in row[name])
+        shown = (strengths > WEAKEST[name]) & (positions > LOWEST[name])
+        spectra[name] = Lines(positions[shown], strengths[shown])
+    return Record(
+        key=row["key"],
+        numbers=np.array(row["numbers"], np.uint8),
+        positions=np.array(row["positions"], np.float32),
+        spectra=spectra,
+        targets=row["targets"],
+        smiles=row["smiles"],
+        source=source,
+        methods=row["method"],
+    )
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--molecules", required=True, help="qm9, or a file of SMILES")
@@ -166,7 +208,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
     molecules = list(source)
-    run(choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes)
+    run(qm9.choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 
 from mspt.chemistry.elements import NUMBERS
 from mspt.chemistry.units import HARTREE_EV
+from mspt.data.schema import Record
 
 # Target -> (column of qm9pack, factor to the unit in TARGET_UNITS). Energies are eV, as in torch-geometric.
 TARGETS = {
@@ -62,6 +63,31 @@ def molecules():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 yield _molecule(row)
+
+
+def choose(molecules, count, seed):
+    """count of a list of molecules, spread evenly at random; any prefix of the result is such a choice too."""
+    order = np.random.default_rng(seed).permutation(len(molecules))
+    return [molecules[i] for i in order[:count]]
+
+
+def records(count=None, seed=0):
+    """Records of count molecules (None: all), no rejects, and what a manifest says of them."""
+    chosen = list(molecules())
+    chosen = chosen if count is None else sorted(choose(chosen, count, seed), key=lambda molecule: molecule.key)
+    source = "QM9 (B3LYP/6-31G(2df,p) geometries and targets, qm9pack)"
+    made = (
+        Record(
+            key=molecule.key,
+            numbers=molecule.numbers,
+            positions=molecule.positions.astype(np.float32),
+            targets=molecule.targets,
+            smiles=molecule.smiles,
+            source=source,
+        )
+        for molecule in chosen
+    )
+    return made, [], {"source": source, "units": TARGET_UNITS}
 
 
 def _molecule(row):

@@ -1,0 +1,169 @@
+"""Molecules of a micro-batch, end to end.
+
+Legend: m molecules, n atoms, L points of a spectrum's grid, t lines.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mspt.chemistry.spectra import GRIDS, broaden
+from mspt.data import block as blocks
+from mspt.data import keyed
+
+
+class Lines(NamedTuple):
+    """Lines of all molecules: positions [t], strengths [t]; molecule i owns lines ptr[i] to ptr[i + 1]."""
+
+    positions: Tensor
+    strengths: Tensor
+    ptr: Tensor
+
+
+@dataclass(frozen=True)
+class MoleculeBatch:
+    """keys: m strings. records: int64 [m], what random numbers are keyed by. numbers: int64 [n]. positions: [n, 3] Å.
+    ptr: int64 [m + 1]. spectra: name -> [m, L], zeros where absent. present: name -> bool [m]. lines: name -> Lines
+    not broadened yet. targets: name -> float64 [m], NaN where missing.
+    """
+
+    keys: tuple
+    records: Tensor
+    numbers: Tensor
+    positions: Tensor
+    ptr: Tensor
+    spectra: dict = field(default_factory=dict)
+    present: dict = field(default_factory=dict)
+    lines: dict = field(default_factory=dict)
+    targets: dict = field(default_factory=dict)
+
+    @property
+    def molecule(self):
+        """The molecule of each atom, int64 [n]."""
+        return torch.repeat_interleave(torch.arange(len(self.keys), device=self.ptr.device), self.ptr.diff())
+
+    def to(self, target):
+        """The same on a device, or with its floating-point values of another type."""
+
+        def moved(value):
+            if isinstance(value, Tensor):
+                skip = isinstance(target, torch.dtype) and not value.is_floating_point()
+                return value if skip else value.to(target)
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return Lines(*map(moved, value)) if isinstance(value, Lines) else value
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+    def broadened(self, line_shapes):
+        """The same with every spectrum as values: lines become bands of line_shapes (name -> LineShape)."""
+        spectra = {}
+        for name, grid in GRIDS.items():
+            values = self.spectra.get(name)
+            if values is None:
+                values = self.positions.new_zeros(len(self.keys), grid.length)
+            if name in self.lines:
+                values = values + broaden(*self.lines[name], grid, line_shapes[name]).to(values.dtype)
+            spectra[name] = values
+        return replace(self, spectra=spectra, lines={})
+
+    @classmethod
+    def empty(cls):
+        """No molecules."""
+        return cls(
+            keys=(),
+            records=torch.zeros(0, dtype=torch.int64),
+            numbers=torch.zeros(0, dtype=torch.int64),
+            positions=torch.zeros(0, 3),
+            ptr=torch.zeros(1, dtype=torch.int64),
+            present={name: torch.zeros(0, dtype=torch.bool) for name in GRIDS},
+        )
+
+    @classmethod
+    def from_blocks(cls, pieces, order=None):
+        """Rows of decoded blocks: pieces of (block, rows [k]); order [m] rearranges their concatenation."""
+        if not pieces:
+            return cls.empty()
+        joined = _Pieces(pieces, order)
+        keys = tuple(joined.texts("keys"))
+        numbers, counts = joined.ragged("numbers", "ptr")
+        positions, _ = joined.ragged("positions", "ptr")
+        spectra, present, lines = {}, {}, {}
+        for name, grid in GRIDS.items():
+            kind = joined.rows(f"spectra/{name}/kind", blocks.MISSING, np.uint8)
+            present[name] = torch.from_numpy(kind != blocks.MISSING)
+            if (kind == blocks.VALUES).any():
+                spectra[name] = torch.from_numpy(joined.values(name, grid.length))
+            if (kind == blocks.LINES).any():
+                where, per_molecule = joined.ragged(f"spectra/{name}/positions", f"spectra/{name}/ptr")
+                strengths, _ = joined.ragged(f"spectra/{name}/strengths", f"spectra/{name}/ptr")
+                ptr = torch.from_numpy(blocks.ptr_of(per_molecule))
+                lines[name] = Lines(torch.from_numpy(where), torch.from_numpy(strengths), ptr)
+        names = {name for block, _ in pieces for name in block if name.startswith("targets/")}
+        return cls(
+            keys=keys,
+            records=torch.tensor([keyed.word(key) for key in keys], dtype=torch.int64),
+            numbers=torch.from_numpy(numbers.astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            ptr=torch.from_numpy(blocks.ptr_of(counts)),
+            spectra=spectra,
+            present=present,
+            lines=lines,
+            targets={
+                name.removeprefix("targets/"): torch.from_numpy(joined.rows(name, np.nan, np.float64))
+                for name in sorted(names)
+            },
+        )
+
+    @classmethod
+    def from_records(cls, records):
+        """A list of Records."""
+        if not records:
+            return cls.empty()
+        return cls.from_blocks([(blocks.decode(blocks.encode(records)), np.arange(len(records)))])
+
+
+class _Pieces:
+    """Rows of several blocks, looked at as one table in a given order."""
+
+    def __init__(self, pieces, order):
+        self.pieces = pieces
+        total = sum(len(rows) for _, rows in pieces)
+        self.order = np.arange(total) if order is None else np.asarray(order)
+
+    def rows(self, name, missing, dtype):
+        """One value a record, [m]; missing where a block does not have the array."""
+        parts = [
+            block[name][rows] if name in block else np.full(len(rows), missing, dtype) for block, rows in self.pieces
+        ]
+        return np.concatenate(parts)[self.order]
+
+    def texts(self, name):
+        parts = [text for block, rows in self.pieces for text in blocks.texts(block, name, rows)]
+        return [parts[i] for i in self.order]
+
+    def ragged(self, name, ptr):
+        """Values end to end in order, and how many each record has [m]."""
+        parts, counts = [], []
+        for block, rows in self.pieces:
+            own = blocks.take(block[name], block[ptr], rows) if name in block else None
+            parts.append(own[0] if own else None)
+            counts.append(own[1] if own else np.zeros(len(rows), np.int64))
+        values, counts = np.concatenate([part for part in parts if part is not None]), np.concatenate(counts)
+        return blocks.take(values, blocks.ptr_of(counts), self.order)
+
+    def values(self, name, length):
+        """A spectrum's values [m, L] as float32, zeros for records that have none."""
+        parts = []
+        for block, rows in self.pieces:
+            part = np.zeros((len(rows), length), np.float32)
+            stored = block.get(f"spectra/{name}/values")
+            if stored is not None:
+                is_values = block[f"spectra/{name}/kind"] == blocks.VALUES
+                own = is_values[rows]
+                part[own] = stored[(np.cumsum(is_values) - 1)[rows[own]]]
+            parts.append(part)
+        return np.concatenate(parts)[self.order]

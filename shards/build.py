@@ -1,0 +1,92 @@
+"""Raw files -> shards, with one command.
+
+    python -m shards.build computed --from DIR --out OUT --split 0.1
+    python -m shards.build qm9 --count 20000 --out OUT --split 0.1
+
+writes OUT/train and OUT/heldout (with --split; OUT itself without), OUT/rejects.jsonl and a summary. `--split` holds
+out records by a hash of their key, the same ones from every set.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from mspt import files
+from mspt.data import keyed
+from mspt.data.schema import RejectedRecord, validate
+from mspt.errors import UserError
+from shards.sources import computed, qm9
+from shards.writer import ShardSetWriter
+
+
+def held_out(key, share):
+    """Whether a record belongs to the held-out part: a fixed function of its key."""
+    return keyed.word("split", key) % 1_000_000 < share * 1_000_000
+
+
+def build(records, rejects, out, provenance, split=None, block=256, strict=False):
+    """Write records (an iterable of Record) as shard sets -> name -> manifest, and the rejects.
+
+    rejects: rows that the source has refused already. Raises UserError where nothing is left, or with strict at the
+    first record that is refused.
+    """
+    out, rejects, seen = Path(out), list(rejects), set()
+    names = ["train", "heldout"] if split else [""]
+    writers = {name: ShardSetWriter(out / name, provenance, block) for name in names}
+    for record in records:
+        try:
+            validate(record)
+            if record.key in seen:
+                raise RejectedRecord(record.key, "key", "is there twice")
+        except RejectedRecord as error:
+            if strict:
+                raise UserError(f"{error}; leave --strict out to list it in rejects.jsonl instead") from error
+            rejects.append({"key": error.key, "field": error.field, "reason": error.reason})
+            continue
+        seen.add(record.key)
+        writers["heldout" if split and held_out(record.key, split) else names[0]].add(record)
+    if not seen:
+        raise UserError(f"{out}: no record is left to write; {len(rejects)} were refused")
+    manifests = {name: writer.close() for name, writer in writers.items()}
+    files.write(out / "rejects.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
+    return manifests, rejects
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sources = parser.add_subparsers(dest="source", required=True)
+    source = sources.add_parser("computed", help="a folder of shards.sources.computed")
+    source.add_argument("--from", dest="folder", required=True, type=Path)
+    source.set_defaults(open=lambda options: computed.records(options.folder))
+    source = sources.add_parser("qm9", help="QM9 of the package qm9pack, without spectra")
+    source.add_argument("--count", type=int, help="how many, spread over the whole set (default: all)")
+    source.add_argument("--seed", type=int, default=0, help="which ones")
+    source.set_defaults(open=lambda options: qm9.records(options.count, options.seed))
+    for source in sources.choices.values():
+        source.add_argument("--out", required=True, type=Path)
+        source.add_argument("--split", type=float, help="share to hold out")
+        source.add_argument("--block", type=int, default=256, help="records a block")
+        source.add_argument("--strict", action="store_true", help="stop at the first record that is refused")
+    options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    try:
+        records, rejects, provenance = options.open(options)
+        command = shlex.join(["python", "-m", "shards.build", *(arguments or sys.argv[1:])])
+        provenance = {"command": command, **provenance}
+        manifests, rejects = build(
+            records, rejects, options.out, provenance, options.split, options.block, options.strict
+        )
+    except UserError as error:
+        print(f"shards.build: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for name, manifest in manifests.items():
+        size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
+        print(f"{options.out / name}: {manifest['records']} records, {manifest['atoms']} atoms, {size:.1f} MB")
+    print(f"{len(rejects)} refused (rejects.jsonl), {time.monotonic() - begin:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
