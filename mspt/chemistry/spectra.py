@@ -50,6 +50,11 @@ LINE_SHAPES = {
 }
 
 
+# Elements of the [molecules, lines, grid] profiles that are worked on at once: a CPU keeps them in its cache.
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+
+
+@torch.no_grad()
 def broaden(positions, strengths, ptr, grid, line_shape, shift=None, width_scale=None):
     """Lines of m molecules end to end -> their spectra [m, grid.length].
 
@@ -57,32 +62,29 @@ def broaden(positions, strengths, ptr, grid, line_shape, shift=None, width_scale
     shift [m] (grid's unit) and width_scale [m], where given, augment each molecule's spectrum as a whole. A molecule
     without lines gets zeros.
     """
-    m = len(ptr) - 1
-    counts = ptr[1:] - ptr[:-1]
-    longest = int(counts.max()) if m else 0
-    x_G = grid.points(dtype=positions.dtype, device=positions.device)
-    if longest == 0:
-        return positions.new_zeros(m, grid.length)
-    # Lines padded to [m, longest]: padding has no strength.
-    slot = torch.arange(longest, device=ptr.device)
-    real = slot < counts[:, None]
-    index = torch.where(real, ptr[:-1, None] + slot, 0)
-    centre = positions[index]
-    height = torch.where(real, strengths[index], 0.0)
-    if shift is not None:
-        centre = centre + shift[:, None]
-    width = torch.full((m, 1), line_shape.width, dtype=positions.dtype, device=positions.device)
-    if width_scale is not None:
-        width = width * width_scale[:, None]
+    m, counts = len(ptr) - 1, ptr.diff()
     result = positions.new_zeros(m, grid.length)
-    # A few lines of every molecule at a time keeps the intermediate [m, few, grid] in cache.
-    for first in range(0, longest, 8):
-        part = slice(first, first + 8)
-        distance = x_G - centre[:, part, None]
+    x_G = grid.points(dtype=positions.dtype, device=positions.device)
+    width = torch.full((m,), line_shape.width, dtype=positions.dtype, device=positions.device)
+    if width_scale is not None:
+        width = width * width_scale
+    longest = int(counts.max()) if m else 0
+    group = max(1, CHUNK[positions.device.type] // max(1, longest * grid.length))
+    for first in range(0, m if longest else 0, group):
+        own = slice(first, first + group)
+        # Lines padded to [group, most]: padding has no strength.
+        slot = torch.arange(int(counts[own].max()), device=ptr.device)
+        real = slot < counts[own, None]
+        index = torch.where(real, ptr[:-1][own, None] + slot, 0)
+        centre, height = positions[index], torch.where(real, strengths[index], 0.0)
+        if shift is not None:
+            centre = centre + shift[own, None]
+        profile = (x_G - centre[..., None]).square_()
         if line_shape.shape == "gaussian":
-            profile = torch.exp(distance.square() * (-4 * math.log(2) / width[..., None].square()))
+            profile.mul_(-4 * math.log(2) / width[own, None, None].square()).exp_()
         else:
-            half = width[..., None] / 2
-            profile = (half / math.pi) / (distance.square() + half.square())
-        result += torch.einsum("ml,mlg->mg", height[:, part], profile)
+            half = width[own, None] / 2
+            profile.add_(half[..., None].square()).reciprocal_()
+            height = height * half / math.pi
+        result[own] = torch.bmm(height[:, None], profile)[:, 0]
     return result

@@ -1,4 +1,7 @@
-"""What each operation means, in plain PyTorch: any dtype, any device, any order of derivative.
+"""What each operation means, in plain PyTorch: any dtype, any device, first and second derivatives.
+
+Geometry stays in the type of the positions; features may be of low precision, but every product and sum over edges is
+taken in at least float32.
 
 Legend: n atoms, e edges, m molecules, F channels, H heads, D = F / H channels a head, K radial functions, T tokens.
 """
@@ -8,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
 
 class Graph(NamedTuple):
@@ -46,6 +49,7 @@ def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     counts = torch.bincount(target, minlength=len(positions))
     if len(target) and int(counts.max()) > max_neighbours:
         # Sort by distance within each target, and keep the first few of each.
+        distance = distance.masked_fill(source == target, -1.0)  # an atom is nearer to itself than any other can be
         order = distance.argsort(stable=True)
         order = order[target[order].argsort(stable=True)]
         starts = torch.cumsum(counts, 0) - counts
@@ -68,13 +72,16 @@ def radial_functions(distance, basis):
 
 
 def edge_geometry(positions, graph):
-    """Distance [e] and unit direction [e, 3] from target to source; zero, with zero gradient, for self-loops."""
+    """Distance [e] and unit direction [e, 3] from target to source.
+
+    Both are zero, with zero gradient, for self-loops and for atoms in one place.
+    """
     offset = positions[graph.source] - positions[graph.target]
-    itself = graph.source == graph.target
-    # A norm at zero has no gradient: self-loops take the norm of a constant instead.
-    safe = torch.where(itself[:, None], torch.ones_like(offset), offset)
-    distance = safe.norm(dim=-1).masked_fill(itself, 0.0)
-    return distance, offset / distance.masked_fill(itself, 1.0)[:, None]
+    squared = offset.square().sum(-1)
+    apart = squared > 0
+    # The root of zero has no gradient: there, the root of a constant is taken instead.
+    distance = torch.where(apart, squared, 1.0).sqrt()
+    return torch.where(apart, distance, 0.0), offset / distance[:, None]
 
 
 def sum_by_target(values, graph):
@@ -82,33 +89,46 @@ def sum_by_target(values, graph):
     return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add(0, graph.target, values)
 
 
+def at_least_float32(*tensors):
+    """The tensors in a type fit to multiply and sum in."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
 def neighbour_embedding(positions, features, weight, bias, basis, graph):
-    """Σ_j features_j (W e(r_ij) + b) φ(r_ij) over the neighbours of each atom, without itself: [n, F]."""
+    """Σ_j features_j (W e(r_ij) + b) φ(r_ij) over the neighbours of each atom, without itself (eq. 3).
+
+    features [n, F], weight W [F, K], bias b [F] -> [n, F].
+    """
+    wide, weight, bias = at_least_float32(features, weight, bias)
     distance, _ = edge_geometry(positions, graph)
-    inside = (cosine_cutoff(distance, basis.cutoff) * (graph.source != graph.target)).to(features.dtype)
-    filters = linear(radial_functions(distance, basis).to(features.dtype), weight, bias) * inside[:, None]
-    return sum_by_target(features[graph.source] * filters, graph)
+    fade = (cosine_cutoff(distance, basis.cutoff) * (graph.source != graph.target)).to(wide.dtype)
+    filters = linear(radial_functions(distance, basis).to(wide.dtype), weight, bias) * fade[:, None]
+    return sum_by_target(wide[graph.source] * filters, graph).to(features.dtype)
 
 
-def radius_graph_attention(q, k, v, vec, positions, gate_weight, gate_bias, basis, graph):
+def radius_graph_attention(q, k, v, vec, positions, gate_weight, gate_bias, basis, graph, vector_cutoff):
     """The message pass of the equivariant transformer (Thölke & De Fabritiis, 2022, eqs. 6 to 9).
 
-    q, k [n, H, D]; v [n, H, 3D]; vec [n, 3, F]; gate_weight [4F, K], gate_bias [4F]: rows of the key gate first, then
-    of the value gate in v's order. -> scalars [n, F], vectors [n, 3, F].
+    q, k [n, H, D]; v [n, H, 3D]: of each head the scalar part and two vector parts; vec [n, 3, F]; gate_weight
+    [4F, K], gate_bias [4F]: rows of the key gate first, then of the value gate in v's order. vector_cutoff: whether
+    vector messages fade out towards the cut-off as scalar ones do. -> scalars [n, F], vectors [n, 3, F].
     """
-    n, heads, width = q.shape
+    given, (_, heads, width) = q.dtype, q.shape
+    q, k, v, vec, gate_weight, gate_bias = at_least_float32(q, k, v, vec, gate_weight, gate_bias)
     distance, direction = edge_geometry(positions, graph)
     gates = silu(linear(radial_functions(distance, basis).to(q.dtype), gate_weight, gate_bias))
     key_gate, value_gate = gates.split([heads * width, 3 * heads * width], dim=1)
-    inside = cosine_cutoff(distance, basis.cutoff).to(q.dtype)
+    fade = cosine_cutoff(distance, basis.cutoff).to(q.dtype)
     score = (q[graph.target] * k[graph.source] * key_gate.view(-1, heads, width)).sum(-1)
-    attention = silu(score) * inside[:, None]
+    attention = silu(score) * fade[:, None]
     values = v[graph.source] * value_gate.view(-1, heads, 3 * width)
-    scalar, along, new = (part for part in values.split(width, dim=2))
+    scalar, along, new = values.split(width, dim=2)
+    along, new = along.flatten(1)[:, None], new.flatten(1)[:, None]
+    message = vec[graph.source] * along + direction.to(q.dtype)[..., None] * new
+    if vector_cutoff:
+        message = message * fade[:, None, None]
     scalars = sum_by_target((scalar * attention[..., None]).flatten(1), graph)
-    turned = vec[graph.source] * along.flatten(1)[:, None]
-    made = direction.to(q.dtype)[..., None] * new.flatten(1)[:, None]
-    return scalars, sum_by_target(turned + made, graph)
+    return scalars.to(given), sum_by_target(message, graph).to(given)
 
 
 class InverseSquareRoot(torch.autograd.Function):
@@ -149,11 +169,12 @@ def whiten(vec, weight, regular):
     vec [n, 3, F], weight [F], regular: three numbers; equal ones keep rotation symmetry, unequal ones break it where
     the covariance is not large against them.
     """
-    centred = vec - vec.mean(-1, keepdim=True)
-    wide = centred.to(torch.float64)
+    wide = vec.to(torch.float64)
+    centred = wide - wide.mean(-1, keepdim=True)
     diagonal = torch.diag(torch.tensor(regular, dtype=torch.float64, device=vec.device))
-    transform = InverseSquareRoot.apply(wide @ wide.mT / vec.shape[-1] + diagonal)
-    return transform.to(vec.dtype) @ centred * weight
+    # Where atoms lie in a plane the transform is large along its normal: a product in float32 would lose digits.
+    transform = InverseSquareRoot.apply(centred @ centred.mT / vec.shape[-1] + diagonal)
+    return (transform @ centred).to(vec.dtype) * weight
 
 
 def carried_score_attention(queries, keys, values, mask):
@@ -165,9 +186,12 @@ def carried_score_attention(queries, keys, values, mask):
     """
     scale = values.shape[-1] ** -0.5
     q, k = torch.cat(queries, -1), torch.cat(keys, -1)
+    # Fused attention wants values as wide as the keys; zeros make them so.
+    width = values.shape[-1]
+    v = pad(values, (0, q.shape[-1] - width))
     if mask is None:
-        return scaled_dot_product_attention(q, k, values, scale=scale)
+        return scaled_dot_product_attention(q, k, v, scale=scale)[..., :width]
     nothing = ~mask.any(1)
     open_mask = (mask | nothing[:, None])[:, None, None]
-    attended = scaled_dot_product_attention(q, k, values, attn_mask=open_mask, scale=scale)
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=open_mask, scale=scale)[..., :width]
     return attended.masked_fill(nothing[:, None, None, None], 0.0)

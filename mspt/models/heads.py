@@ -1,4 +1,7 @@
-"""What is read off an encoder's atoms."""
+"""What is read off an encoder's atoms.
+
+Legend: n atoms, F channels.
+"""
 
 import torch
 from torch import nn
@@ -21,8 +24,9 @@ class GatedBlock(nn.Module):
 
     def forward(self, x, vec):
         """x [n, F], vec [n, 3, F] -> x [n, out], vec [n, 3, out]."""
-        # The smallest number under the root keeps its gradient finite at zero vectors.
-        length = (self.lengths(vec).square().sum(1) + torch.finfo(vec.dtype).tiny).sqrt()
+        squared = self.lengths(vec).square().sum(1)
+        # The root of zero has no gradient: there, the root of a constant is taken instead.
+        length = torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
         x, gate = self.update(torch.cat([x, length], 1)).chunk(2, dim=1)
         return silu(x) if self.activate else x, gate[:, None] * self.vectors(vec)
 
@@ -39,3 +43,17 @@ class VectorHead(nn.Module):
         x, vec = self.last(*self.first(x, vec))
         # The last block's scalars are not asked for; a zero keeps their weights in the graph on every rank.
         return vec[..., 0] + 0.0 * x
+
+
+class ScalarHead(nn.Module):
+    """Scalars [n, F] -> one number an atom [n], as TorchMD-Net's scalar output: F -> F / 2 -> 1."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(channels, channels // 2), nn.SiLU(), nn.Linear(channels // 2, 1))
+        for layer in (self.layers[0], self.layers[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        return self.layers(x)[:, 0]

@@ -66,11 +66,10 @@ class SpecFormer(nn.Module):
         self.patch_counts = {name: settings.patches[name].count(GRIDS[name].length) for name in SPECTRA}
         d = settings.channels
         self.embed = nn.ModuleDict({name: nn.Linear(settings.patches[name].length, d) for name in SPECTRA})
-        self.positions = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(self.patch_counts[name], d) * 0.02) for name in SPECTRA}
-        )
+        tokens = sum(self.patch_counts.values())
+        self.positions = nn.Parameter(torch.randn(tokens, d) * 0.02)  # of all spectra, end to end
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
-        self.readout = nn.Linear(sum(self.patch_counts.values()) * d, width)
+        self.readout = nn.Linear(tokens * d, width)
         self.readout_norm = nn.LayerNorm(width)
         self.predict = nn.ModuleDict({name: nn.Linear(d, settings.patches[name].length) for name in SPECTRA})
 
@@ -81,7 +80,7 @@ class SpecFormer(nn.Module):
 
     def patches(self, spectra):
         """Spectra (name -> [m, L], non-negative) -> patches of log10(1 + y) (name -> [m, N, P])."""
-        return {name: self.unfold(name, torch.log10(1 + spectra[name])) for name in SPECTRA}
+        return {name: self.unfold(name, torch.log1p(spectra[name]) / math.log(10)) for name in SPECTRA}
 
     def hidden_points(self, name, masked):
         """Which points of all windows lie in a masked patch: masked bool [m, N] -> bool [m, N, P]."""
@@ -96,23 +95,25 @@ class SpecFormer(nn.Module):
     def forward(self, patches, present):
         """patches (name -> [m, N, P]), present (name -> bool [m]) -> tokens (name -> [m, N, d]), readout [m, width].
 
-        The rows of a spectrum that a molecule lacks are ignored, whatever they hold.
+        The rows of a spectrum that a molecule lacks are ignored, whatever they hold: its tokens are zeros that no
+        token attends to. A molecule without any spectrum has a readout of zeros.
         """
         parts, masks = [], []
         for name in SPECTRA:
-            weight = self.embed[name].weight
-            there = present[name][:, None, None]
-            values = torch.where(there, patches[name], 0.0).to(weight.dtype)
-            parts.append(torch.where(there, self.embed[name](values) + self.positions[name], 0.0))
-            masks.append(present[name][:, None].expand(-1, self.patch_counts[name]))
+            there = present[name]
+            values = torch.where(there[:, None, None], patches[name], 0.0)
+            parts.append(self.embed[name](values.to(self.positions.dtype)))
+            masks.append(there[:, None].expand(-1, self.patch_counts[name]))
         x, mask = torch.cat(parts, 1), torch.cat(masks, 1)
+        x = torch.where(mask[..., None], x + self.positions, 0.0)
         queries, keys = [], []
         whole = bool(mask.all())  # without a mask the attention is faster
         for layer in self.layers:
             x = layer(x, queries, keys, mask, whole)
         x = torch.where(mask[..., None], x, 0.0)
         tokens = dict(zip(SPECTRA, x.split(list(self.patch_counts.values()), dim=1), strict=True))
-        return tokens, self.readout_norm(self.readout(x.flatten(1)))
+        readout = self.readout_norm(self.readout(x.flatten(1)))
+        return tokens, torch.where(mask.any(1)[:, None], readout, 0.0)
 
     def reconstruct(self, tokens):
         """Tokens (name -> [m, N, d]) -> predicted patches (name -> [m, N, P])."""
@@ -130,29 +131,32 @@ class Layer(nn.Module):
         self.out = nn.Linear(d, d)
         self.up = nn.Linear(d, settings.feed_forward)
         self.down = nn.Linear(settings.feed_forward, d)
-        norm = nn.LayerNorm if settings.norm == "layer" else TokenBatchNorm
+        norm = TokenLayerNorm if settings.norm == "layer" else TokenBatchNorm
         self.attention_norm, self.feed_norm = norm(d), norm(d)
 
     def forward(self, x, queries, keys, mask, whole):
         """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T]."""
         m, t, d = x.shape
-        q, k, v = self.qkv(x).view(m, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         queries.append(q)
         keys.append(k)
         attended = kernels.carried_score_attention(queries, keys, v, None if whole else mask)
-        x = self._norm(self.attention_norm, x + self.out(attended.transpose(1, 2).reshape(m, t, d)), mask)
-        return self._norm(self.feed_norm, x + self.down(gelu(self.up(x))), mask)
+        x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(m, t, d)), mask)
+        return self.feed_norm(x + self.down(gelu(self.up(x))), mask)
 
-    @staticmethod
-    def _norm(norm, x, mask):
-        return norm(x, mask) if isinstance(norm, TokenBatchNorm) else norm(x)
+
+class TokenLayerNorm(nn.LayerNorm):
+    """Layer norm of every token by itself, whether it is there or not: x [m, T, d], mask bool [m, T]."""
+
+    def forward(self, x, mask):
+        return super().forward(x)
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the tokens that are there."""
+    """Batch norm over the tokens of a micro-batch that are there: x [m, T, d], mask bool [m, T]."""
 
     def forward(self, x, mask):
         there = x[mask]
-        if self.training and len(there) < 2:
-            return x
+        if not len(there):
+            return x * self.weight + self.bias  # nothing to take statistics of
         return torch.zeros_like(x).masked_scatter(mask[..., None], super().forward(there))

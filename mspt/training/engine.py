@@ -4,9 +4,12 @@ DeepSpeed is imported where it is first needed: it takes seconds, and reading a 
 none of it.
 """
 
+import io
+import logging
 import os
 import socket
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,8 +115,8 @@ class Engine:
         frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
         if frozen:
             raise ValueError(f"parameter {frozen[0]} does not require a gradient; register constants as buffers")
-        double = next(module.parameters()).dtype == torch.float64
-        if double and self.stage > 0:
+        self._double = next(module.parameters()).dtype == torch.float64
+        if self._double and self.stage > 0:
             raise ValueError("DeepSpeed trains a float64 module at zero_stage 0 and precision fp32 only")
         if settings.offload and self.stage == 0:
             raise UserError("engine.offload=true at engine.zero_stage=0; set engine.zero_stage to 1, 2 or 3")
@@ -123,12 +126,12 @@ class Engine:
         adamw = torch.optim.AdamW(
             _parameter_groups(module, settings.weight_decay), lr=0.0, betas=settings.betas, eps=settings.eps
         )
-        self._wrapped, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=adamw, config=self._config(module)
-        )
-        if double:
-            # No key of DeepSpeed's configuration says float64; at stage 0 this is all that stands in the way.
-            self._wrapped._config.communication_data_type = torch.float64
+        with redirect_stdout(io.StringIO()):  # its bf16 optimiser of stage 1 prints memory tables
+            self._wrapped, self._optimizer, _, _ = deepspeed.initialize(
+                model=module, optimizer=adamw, config=self._config(module)
+            )
+        # DeepSpeed reduces no float64: backward() does.
+        self._wrapped.enable_backward_allreduce = not self._double
         self.module = module
         self._parameters = dict(module.named_parameters())
         self.adamw = getattr(self._optimizer, "optimizer", self._optimizer)
@@ -180,13 +183,17 @@ class Engine:
         """
         if self._backwards == self.accumulation:
             raise RuntimeError(f"backward() once more than the {self.accumulation} micro-batches of a step")
-        # DeepSpeed averages over ranks. A loss that is not finite may have a finite gradient: made NaN here, it spoils
-        # the reduced gradient on every rank, which is what makes all of them skip the step.
-        scale = torch.where(torch.isfinite(loss.detach()), float(self.process.world_size), float("nan"))
+        # A loss that is not finite may have a finite gradient: made NaN here, it spoils the reduced gradient on every
+        # rank, which is what makes all of them skip the step. The world size undoes DeepSpeed's averaging over ranks.
+        averaged_over = 1 if self._double else self.process.world_size
+        scale = torch.where(torch.isfinite(loss.detach()), float(averaged_over), float("nan"))
         self._wrapped.backward(loss * scale.to(loss.dtype), scale_wrt_gas=False)
         self._backwards += 1
         if self._backwards < self.accumulation:
             self._wrapped.step()  # only counts
+        elif self._double:
+            for parameter in self._parameters.values():
+                dist.all_reduce(parameter.grad)
 
     def step(self):
         """Update the weights from the gradients added up -> StepResult.
@@ -315,8 +322,7 @@ def _parameter_groups(module, weight_decay):
 
 def _deepspeed():
     """Import DeepSpeed, quiet and without the shared-memory extension that it would compile for a minute."""
-    import logging
-
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger

@@ -21,7 +21,8 @@ class TorchMDETSettings(Settings):
     regularises the covariance by ε diag(1, 2, 3), as the published code does to keep its SVD's gradient finite, and is
     not equivariant where vectors are small; `whitened` by 2 ε, the mean of the three, and is.
 
-    cutoff: Å. max_neighbours: nearest ones kept, the atom itself among them.
+    cutoff: Å. max_neighbours: nearest ones kept, the atom itself among them. vector_cutoff: vector messages fade out
+    towards the cut-off, so that forces do not jump when an atom crosses it; as published they do not.
     """
 
     name: Literal["torchmd_et"] = "torchmd_et"
@@ -32,6 +33,7 @@ class TorchMDETSettings(Settings):
     cutoff: float = Field(5.0, gt=0)
     max_neighbours: int = Field(32, ge=1)
     norm: Literal["whitened", "whitened_published", "none"] = "whitened"
+    vector_cutoff: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -91,14 +93,12 @@ class NeighbourEmbedding(nn.Module):
     def __init__(self, channels, functions):
         super().__init__()
         self.embedding = nn.Embedding(MAX_NUMBER + 1, channels)
-        self.distance = _linear(functions, channels)
+        self.filter_weight, self.filter_bias = _gate(functions, [channels])
         self.combine = _linear(2 * channels, channels)
 
     def forward(self, numbers, x, positions, basis, graph):
         features = self.embedding(numbers)
-        around = kernels.neighbour_embedding(
-            positions, features, self.distance.weight, self.distance.bias, basis, graph
-        )
+        around = kernels.neighbour_embedding(positions, features, self.filter_weight, self.filter_bias, basis, graph)
         return self.combine(torch.cat([x, around], 1))
 
 
@@ -108,13 +108,12 @@ class Layer(nn.Module):
     def __init__(self, settings):
         super().__init__()
         channels, functions = settings.channels, settings.radial_functions
-        self.heads = settings.heads
+        self.heads, self.vector_cutoff = settings.heads, settings.vector_cutoff
         self.norm = nn.LayerNorm(channels)
         self.q = _linear(channels, channels)
         self.k = _linear(channels, channels)
         self.v = _linear(channels, 3 * channels)
-        self.key_gate = _linear(functions, channels)
-        self.value_gate = _linear(functions, 3 * channels)
+        self.gate_weight, self.gate_bias = _gate(functions, [channels, 3 * channels])
         self.o = _linear(channels, 3 * channels)
         self.vectors = _linear(channels, 3 * channels, bias=False)
 
@@ -124,9 +123,9 @@ class Layer(nn.Module):
         n, width = len(x), x.shape[1] // self.heads
         q, k = self.q(x).view(n, self.heads, width), self.k(x).view(n, self.heads, width)
         v = self.v(x).view(n, self.heads, 3 * width)
-        gate_weight = torch.cat([self.key_gate.weight, self.value_gate.weight])
-        gate_bias = torch.cat([self.key_gate.bias, self.value_gate.bias])
-        message, dvec = kernels.radius_graph_attention(q, k, v, vec, positions, gate_weight, gate_bias, basis, graph)
+        message, dvec = kernels.radius_graph_attention(
+            q, k, v, vec, positions, self.gate_weight, self.gate_bias, basis, graph, self.vector_cutoff
+        )
         o1, o2, o3 = self.o(message).chunk(3, dim=-1)
         u1, u2, u3 = self.vectors(vec).chunk(3, dim=-1)
         return (u1 * u2).sum(1) * o2 + o3, u3 * o1[:, None] + dvec
@@ -153,3 +152,13 @@ def _linear(inputs, outputs, bias=True):
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _gate(functions, blocks):
+    """Weight [sum of blocks, functions] and zero bias of linear maps of the radial functions, laid end to end.
+
+    Each block has the initial values of a layer of its own. They are not layers because a kernel applies them: the
+    module that calls it owns them, so that an engine that shards parameters gathers them in time.
+    """
+    weight = torch.cat([nn.init.xavier_uniform_(torch.empty(rows, functions)) for rows in blocks])
+    return nn.Parameter(weight), nn.Parameter(torch.zeros(sum(blocks)))

@@ -1,0 +1,356 @@
+"""Checkpoints: sharded, published by one rename, and readable at any ZeRO stage and world size.
+
+RUN/checkpoints/step-00000123/ holds meta.json and one rank-00000.safetensors per rank that wrote. A rank's file holds
+one-dimensional runs of elements, each called KIND/PARAMETER@START: elements of the flattened parameter from START on,
+in full precision. KIND is weight, exp_avg, exp_avg_sq (AdamW's moments) or ema. Together the files hold every element
+once. Beside them: buffer/NAME (rank 0) and random/DEVICE, the states of the rank's random number generators.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+
+from mspt.errors import UserError
+from mspt.files import write
+from mspt.settings import Settings
+
+SCHEMA = 1
+PARTIAL = ".partial"  # at the end of the name of a folder that is being written or removed
+log = logging.getLogger(__name__)
+
+
+class CheckpointSettings(Settings):
+    """every: steps between checkpoints. keep_last: so many newest stay; keep_every: and each at a multiple of it."""
+
+    every: int = Field(1000, ge=1)
+    keep_last: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint says beside the engine's state: steps done, position in the data, what save() was given."""
+
+    step: int
+    position: dict
+    seed: int
+    config: dict
+    extra: dict
+
+
+def save(engine, run_dir, step, *, position, seed, config, extra):
+    """Write RUN/checkpoints/step-… from all ranks in parallel and publish it -> its path. All ranks call it.
+
+    step: steps done. position, config and extra: dicts as JSON holds them. Raises UserError on every rank where any of
+    them cannot write; older checkpoints are untouched then.
+    """
+    rank = engine.process.rank
+    final = Path(run_dir) / "checkpoints" / f"step-{step:08d}"
+    aside = final.with_name(final.name + PARTIAL)
+    meta = {
+        "schema": SCHEMA,
+        "step": step,
+        "updates": engine.updates,
+        "position": position,
+        "seed": seed,
+        "config": config,
+        "extra": extra,
+        "world_size": engine.process.world_size,
+        "zero_stage": engine.stage,
+        "precision": engine.settings.precision,
+        "ema": engine.ema is not None,
+        "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
+    }
+
+    def prepare():
+        for leftover in final.parent.glob(f"*{PARTIAL}"):
+            shutil.rmtree(leftover)
+        aside.mkdir(parents=True)
+
+    def publish():
+        meta["versions"], meta["git_commit"] = _versions(), _git_commit()
+        meta["files"] = {name: {"bytes": size, "sha256": digest} for name, size, digest in parts}
+        write(aside / "meta.json", json.dumps(meta, indent=1) + "\n")
+        _flush(aside)
+        if final.exists():  # damaged: load() went back to an older one and the run came here again
+            final.rename(final.with_name(f"{final.name}.replaced{PARTIAL}"))
+        aside.rename(final)
+        _flush(final.parent)
+
+    _together(final, prepare if rank == 0 else None)
+    parts = _together(final, lambda: _write_part(engine, aside / f"rank-{rank:05d}.safetensors"))
+    _together(final, publish if rank == 0 else None)
+    return final
+
+
+def latest(run_dir):
+    """Path of the newest whole checkpoint of a run folder; None where there is none. All ranks of a run call it.
+
+    A checkpoint with a file missing, of the wrong size or of the wrong checksum is passed over, with a warning. Raises
+    UserError where there are checkpoints but none is whole.
+    """
+    rank, world_size = _rank_and_size()
+    # One rank looks, so that all agree on what is there whatever a shared file system shows them.
+    candidates = _gather(_published(run_dir) if rank == 0 else None)[0]
+    for directory in reversed(candidates):
+        fault = next(filter(None, _gather(_fault(directory, rank, world_size))), None)
+        if fault is None:
+            return directory
+        if rank == 0:
+            log.warning("DAMAGED CHECKPOINT, going back to the one before it: %s", fault)
+    if candidates:
+        raise UserError(
+            f"{Path(run_dir) / 'checkpoints'}: none of {len(candidates)} checkpoints is whole ({fault}); restore one, "
+            "or remove the folder to start anew"
+        )
+    return None
+
+
+def load(engine, directory):
+    """Bring engine to the state of a checkpoint, whatever stage and world size wrote it -> Restored. All ranks call it.
+
+    Each rank reads the elements it holds. A moving average that the checkpoint lacks starts from its weights. Raises
+    UserError where the checkpoint is of another model or damaged.
+    """
+    directory = Path(directory)
+    meta = _read_meta(directory)
+    _check_model(directory, meta, engine.shapes)
+    reader = _Reader(directory, meta)
+    for fragment in engine.fragments:
+        for kind, elements in engine.fragment_state(fragment).items():
+            source = "weight" if kind == "ema" and not meta["ema"] else kind
+            reader.read(source, fragment.name, fragment.start, elements)
+    for name, buffer in engine.buffers().items():
+        buffer.copy_(reader.whole("buffer", name))
+    if meta["world_size"] == engine.process.world_size:
+        reader.restore_random(engine.process.rank)
+    engine.updates, engine.done = meta["updates"], meta["step"]
+    engine.refresh()
+    return Restored(meta["step"], meta["position"], meta["seed"], meta["config"], meta["extra"])
+
+
+def read_weights(directory, ema=False):
+    """Full state of the module on the CPU, weights or their moving average, from the files alone.
+
+    Raises UserError where the checkpoint is damaged or keeps no moving average.
+    """
+    directory = Path(directory)
+    meta = _read_meta(directory)
+    if ema and not meta["ema"]:
+        raise UserError(f"{directory}: no moving average in this checkpoint (engine.ema_decay); take its weights")
+    reader = _Reader(directory, meta)
+    state = {}
+    for name, shape in meta["parameters"].items():
+        kind = "ema" if ema else "weight"
+        state[name] = torch.empty(shape, dtype=reader.dtype(kind, name))
+        reader.read(kind, name, 0, state[name].view(-1))
+    return state | {name: reader.whole("buffer", name) for kind, name in reader.pieces if kind == "buffer"}
+
+
+def prune(run_dir, keep_last, keep_every=None):
+    """Remove all checkpoints but the newest keep_last and those at multiples of keep_every steps; one rank calls it."""
+    for directory in _published(run_dir)[:-keep_last]:
+        if keep_every is None or _step(directory) % keep_every:
+            # First out of its name: a half-removed one must not look like a damaged one.
+            shutil.rmtree(directory.rename(directory.with_name(directory.name + PARTIAL)))
+
+
+class _Reader:
+    """Elements of parameters from the files of a checkpoint, wherever they lie."""
+
+    def __init__(self, directory, meta):
+        self.directory = directory
+        self.files = {name: self._open(directory / name) for name in meta["files"]}
+        self.pieces = defaultdict(list)  # (kind, name) -> [(start, length, key, file)]
+        for file in self.files.values():
+            for key in file.keys():
+                kind, _, name = key.partition("/")
+                name, _, start = name.rpartition("@") if kind not in ("buffer", "random") else (name, "", 0)
+                if kind != "random":
+                    shape = file.get_slice(key).get_shape()
+                    self.pieces[kind, name].append((int(start), shape[0] if shape else 1, key, file))
+
+    @staticmethod
+    def _open(path):
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: {error}; this checkpoint is damaged, use the one before it") from error
+
+    def read(self, kind, name, start, out):
+        """Fill out [length] with the elements from start on of a parameter's kind."""
+        found, end = 0, start + len(out)
+        for piece, length, key, file in self.pieces[kind, name]:
+            begin, stop = max(start, piece), min(end, piece + length)
+            if begin < stop:
+                out[begin - start : stop - start] = file.get_slice(key)[begin - piece : stop - piece]
+                found += stop - begin
+        if found != len(out):
+            raise UserError(f"{self.directory}: {len(out) - found} elements of {kind} of {name} are not there; damaged")
+
+    def whole(self, kind, name):
+        """A tensor that one rank wrote whole."""
+        if (kind, name) not in self.pieces:
+            raise UserError(f"{self.directory}: no {kind} {name}; this checkpoint is of another model")
+        _, _, key, file = self.pieces[kind, name][0]
+        return file.get_tensor(key)
+
+    def dtype(self, kind, name):
+        _, _, key, file = self.pieces[kind, name][0]
+        return file.get_slice(key)[:0].dtype
+
+    def restore_random(self, rank):
+        file = self.files[f"rank-{rank:05d}.safetensors"]
+        torch.set_rng_state(file.get_tensor("random/cpu"))
+        if torch.cuda.is_available() and "random/cuda" in file.keys():
+            torch.cuda.set_rng_state(file.get_tensor("random/cuda"))
+
+
+def _write_part(engine, path):
+    """Write what this rank alone holds -> (file name, bytes, checksum)."""
+    rank, world_size = engine.process.rank, engine.process.world_size
+    # At stage 0 every rank holds everything: each writes its share.
+    own = [f.share(rank, world_size) for f in engine.fragments] if engine.stage == 0 else engine.fragments
+    tensors = {}
+    for fragment in own:
+        if fragment.length:
+            for kind, elements in engine.fragment_state(fragment).items():
+                tensors[f"{kind}/{fragment.name}@{fragment.start}"] = elements.cpu()
+    if rank == 0:
+        tensors |= {f"buffer/{name}": buffer.cpu().contiguous() for name, buffer in engine.buffers().items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    if engine.process.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    safetensors.torch.save_file(tensors, path)
+    _flush(path)
+    return path.name, path.stat().st_size, _checksum(path)
+
+
+def _together(final, action):
+    """Do action, where given, on this rank; once all ranks are done -> their results by rank.
+
+    Raises UserError on all ranks where any of them failed to read or write.
+    """
+    result, fault = None, None
+    try:
+        result = action() if action else None
+    except (OSError, SafetensorError) as error:
+        fault = str(error)
+    outcomes = _gather((result, fault))
+    for rank, (_, fault) in enumerate(outcomes):
+        if fault:
+            raise UserError(
+                f"{final}: not saved, rank {rank} says: {fault}; older checkpoints are untouched: make room, then start "
+                "the same command again"
+            )
+    return [result for result, _ in outcomes]
+
+
+def _published(run_dir):
+    """Folders of checkpoints under their final names, oldest first."""
+    folder = Path(run_dir) / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
+
+
+def _step(directory):
+    return int(directory.name.removeprefix("step-"))
+
+
+def _fault(directory, rank, world_size):
+    """What is wrong with a checkpoint, or None; the ranks share out the files whose checksums they compute."""
+    try:
+        files = _read_meta(directory)["files"]
+    except UserError as error:
+        return str(error)
+    for index, (name, expected) in enumerate(files.items()):
+        path = directory / name
+        size = path.stat().st_size if path.exists() else None
+        if size != expected["bytes"]:
+            return f"{path}: {'missing' if size is None else f'{size} bytes'}, should have {expected['bytes']} bytes"
+        if index % world_size == rank and _checksum(path) != expected["sha256"]:
+            return f"{path}: its content is not what was written (SHA-256 differs)"
+    return None
+
+
+def _read_meta(directory):
+    path = Path(directory) / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+        schema = meta["schema"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; give the folder of a checkpoint (RUN/checkpoints/step-…)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); this checkpoint is damaged") from error
+    if schema != SCHEMA:
+        raise UserError(f"{path}: schema {schema}, this version of mspt reads {SCHEMA}; use the version that wrote it")
+    return meta
+
+
+def _check_model(directory, meta, shapes):
+    there = {name: tuple(shape) for name, shape in meta["parameters"].items()}
+    for name in [*shapes, *there]:
+        if there.get(name) != shapes.get(name):
+            say = [f"has shape {list(s[name])}" if name in s else "is missing" for s in (there, shapes)]
+            raise UserError(
+                f"{directory}: checkpoint of another model: parameter {name} {say[0]} there and {say[1]} here; set model "
+                "as in its meta.json, or take another run.dir"
+            )
+
+
+def _checksum(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path):
+    """Have the system put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rank_and_size():
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _gather(value):
+    """The values of all ranks, by rank."""
+    world_size = _rank_and_size()[1]
+    if world_size == 1:
+        return [value]
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _versions():
+    packages = ("mspt", "torch", "deepspeed", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _git_commit():
+    """The commit of the source that runs, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
