@@ -255,8 +255,8 @@ def _together(final, action):
     for rank, (_, fault) in enumerate(outcomes):
         if fault:
             raise UserError(
-                f"{final}: not saved, rank {rank} says: {fault}; older checkpoints are untouched: make room, then start "
-                "the same command again"
+                f"{final}: not saved, rank {rank} says: {fault}; older checkpoints are untouched: make room, then "
+                "start the same command again"
             )
     return [result for result, _ in outcomes]
 
@@ -308,8 +308,8 @@ def _check_model(directory, meta, shapes):
         if there.get(name) != shapes.get(name):
             say = [f"has shape {list(s[name])}" if name in s else "is missing" for s in (there, shapes)]
             raise UserError(
-                f"{directory}: checkpoint of another model: parameter {name} {say[0]} there and {say[1]} here; set model "
-                "as in its meta.json, or take another run.dir"
+                f"{directory}: checkpoint of another model: parameter {name} {say[0]} there and {say[1]} here; "
+                "set model as in its meta.json, or take another run.dir"
             )
 
 

@@ -98,6 +98,12 @@ def initialise():
     return Process(dist.get_rank(), dist.get_world_size(), device)
 
 
+def all_reduce(tensor, op=dist.ReduceOp.SUM):
+    """Reduce a tensor over all ranks, in place; nothing to do where there is one process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op=op)
+
+
 class Engine:
     """A module under DeepSpeed. module: model and objectives together, the only thing wrapped; all of it is trained.
 
@@ -135,7 +141,7 @@ class Engine:
         self.module = module
         self._parameters = dict(module.named_parameters())
         self.adamw = getattr(self._optimizer, "optimizer", self._optimizer)
-        self.masters = partition.masters(self._optimizer, self.stage)
+        self.masters = partition.masters(self._parameters, self._optimizer, self.stage)
         self.fragments = partition.fragments(self._parameters, self._optimizer, self.stage, self.process.rank)
         for flat in self.masters:
             # Now and not at the first step, so that a checkpoint can be loaded before it.
@@ -239,15 +245,14 @@ class Engine:
         return gradients
 
     def state_tensors(self):
-        """What is kept per element: kind -> tensors laid out as masters: weight, exp_avg, exp_avg_sq and, if kept, ema."""
+        """What is kept per element: kind (weight, exp_avg, exp_avg_sq and, if kept, ema) -> tensors as masters are."""
         state = [self.adamw.state[flat] for flat in self.masters]
         kinds = {"weight": self.masters} | {k: [s[k] for s in state] for k in ("exp_avg", "exp_avg_sq")}
         return kinds if self.ema is None else kinds | {"ema": self.ema}
 
     def fragment_state(self, fragment):
         """kind -> this fragment's elements [length], views."""
-        at = next(i for i, flat in enumerate(self.masters) if flat is fragment.flat)
-        return {kind: fragment.of(tensors[at]) for kind, tensors in self.state_tensors().items()}
+        return {kind: fragment.of(tensors) for kind, tensors in self.state_tensors().items()}
 
     def buffers(self):
         """The module's persistent buffers by name."""
@@ -270,7 +275,7 @@ class Engine:
 
     @torch.no_grad()
     def weights(self, ema=False):
-        """Full float32 state of the module on the CPU of rank 0 (None elsewhere), or its moving average; all ranks call.
+        """Full float32 state of the module, or its moving average, on rank 0's CPU; None elsewhere. All ranks call it.
 
         One parameter at a time passes through the ranks' memory.
         """

@@ -9,6 +9,7 @@ from mspt.chemistry.spectra import SPECTRA
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
 from mspt.data.stream import sequential
+from mspt.training.engine import all_reduce
 
 # Noise and masks of evaluation: an epoch that training never has, so that they are always the same.
 EPOCH = -1
@@ -80,7 +81,8 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device):
             baseline.measure(batch)
             examples += _examples(pretraining, batch, extras)[: EXAMPLES - len(examples)]
     engine.train()
-    _all_reduce(sums, weights)
+    all_reduce(sums)
+    all_reduce(weights)
     means = dict(zip(pretraining.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
     metrics = {"molecules": len(heldout)}
     if "coord" in means:
@@ -128,7 +130,8 @@ class _Baseline:
 
     def agree(self):
         """Add up what the ranks have learnt."""
-        _all_reduce(*self.sums.values(), *self.counts.values())
+        for tensor in (*self.sums.values(), *self.counts.values()):
+            all_reduce(tensor)
 
     def measure(self, batch):
         for name, patches, masked, present in self._patches(batch):
@@ -140,7 +143,7 @@ class _Baseline:
     def errors(self):
         """Mean square error per spectrum, over all ranks."""
         wrong = torch.stack(list(self.wrong.values()))
-        _all_reduce(wrong)
+        all_reduce(wrong)
         return {
             name: (error / count.clamp(min=1)).item() for name, (error, count) in zip(self.wrong, wrong, strict=True)
         }
@@ -176,12 +179,6 @@ def _share(shardset, data, device, records=None):
     if group:
         own = group[rank] if rank < len(group) else MoleculeBatch.empty()
         yield own.to(device).broadened(data.line_shapes)
-
-
-def _all_reduce(*tensors):
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
 
 
 def _gather(pairs):

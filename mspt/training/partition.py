@@ -7,25 +7,20 @@ place in such a flat tensor.
 
 from dataclasses import dataclass, replace
 
-import torch
-
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements start to start + length of the flattened parameter name lie at offset in flat.
-
-    flat: the tensor AdamW updates, float32 (float64 only for a float64 module).
-    """
+    """Elements start to start + length of the flattened parameter name lie at offset in the master of that index."""
 
     name: str
     start: int
     length: int
-    flat: torch.Tensor
+    master: int
     offset: int
 
-    def of(self, tensor):
-        """This fragment's elements [length] of a tensor laid out as flat is; a view, detached."""
-        return tensor.detach().view(-1)[self.offset : self.offset + self.length]
+    def of(self, tensors):
+        """This fragment's elements [length] of tensors laid out as the masters are; a view, detached."""
+        return tensors[self.master].detach().view(-1)[self.offset : self.offset + self.length]
 
     def share(self, index, count):
         """The index-th of count nearly equal pieces of this fragment."""
@@ -33,30 +28,32 @@ class Fragment:
         return replace(self, start=self.start + begin, length=end - begin, offset=self.offset + begin)
 
 
-def fragments(parameters, optimizer, stage, rank):
-    """This rank's fragments, in the order of parameters.
+def masters(parameters, optimizer, stage):
+    """The flat tensors that AdamW updates on this rank: float32 (float64 only for a float64 module).
 
     parameters: dict name -> parameter, as wrapped by DeepSpeed. optimizer: DeepSpeed's. stage: ZeRO stage in force.
-    At stage 0 every rank holds everything; at 1 to 3 each element is held by exactly one rank.
     """
     if stage == 0:
-        return [Fragment(name, 0, p.numel(), p, 0) for name, p in parameters.items()]
-    if stage == 3:
-        found = [_stage_3(name, p, optimizer, rank) for name, p in parameters.items()]
-        return [fragment for fragment in found if fragment.length > 0]
-    return [_stage_1_2(name, p, optimizer) for name, p in parameters.items() if p._hp_mapping is not None]
-
-
-def masters(optimizer, stage):
-    """The flat tensors that AdamW updates on this rank."""
-    if stage == 0:
-        return [p for group in optimizer.param_groups for p in group["params"]]
+        return list(parameters.values())
     if stage == 3:
         return optimizer.fp32_partitioned_groups_flat
     # The two optimisers of stages 1 and 2 (bf16 at stage 1 has its own) name them differently.
     if hasattr(optimizer, "fp32_groups_flat_partition"):
         return optimizer.fp32_groups_flat_partition
     return optimizer.single_partition_of_fp32_groups
+
+
+def fragments(parameters, optimizer, stage, rank):
+    """This rank's fragments, in the order of parameters; arguments as of masters().
+
+    At stage 0 every rank holds everything; at 1 to 3 each element is held by exactly one rank.
+    """
+    if stage == 0:
+        return [Fragment(name, 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters.items())]
+    if stage == 3:
+        found = [_stage_3(name, p, optimizer, rank) for name, p in parameters.items()]
+        return [fragment for fragment in found if fragment.length > 0]
+    return [_stage_1_2(name, p._hp_mapping) for name, p in parameters.items() if p._hp_mapping is not None]
 
 
 def refresh_working_weights(optimizer, stage):
@@ -72,15 +69,14 @@ def refresh_working_weights(optimizer, stage):
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _stage_1_2(name, parameter, optimizer):
-    mapping = parameter._hp_mapping
+def _stage_1_2(name, mapping):
     own, place = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Fragment(name, own.start, own.numel, masters(optimizer, 1)[mapping.param_group_index], place.start)
+    return Fragment(name, own.start, own.numel, mapping.param_group_index, place.start)
 
 
 def _stage_3(name, parameter, optimizer, rank):
     group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    # Each rank holds padded elements; only the last ones that hold any have padding.
+    # Each rank holds padded elements; those past the parameter's end are padding.
     start = rank * padded
     length = max(0, min(padded, parameter.ds_numel - start))
-    return Fragment(name, start, length, optimizer.fp32_partitioned_groups_flat[group], offset)
+    return Fragment(name, start, length, group, offset)

@@ -19,7 +19,7 @@ from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
 from mspt.training import checkpoint, figures, report
-from mspt.training.engine import Engine, initialise
+from mspt.training.engine import Engine, all_reduce, initialise
 from mspt.training.evaluation import evaluate
 from mspt.training.export import export_encoder, initial_weights
 from mspt.training.metrics import Metrics
@@ -117,26 +117,16 @@ class Trainer:
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
         batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
-        weights = sum(self.module.weights(batch, generator) for batch in batches)
-        sizes = torch.tensor([[len(b.keys), len(b.numbers)] for b in batches], device=self.device).sum(0)
-        digest = sum(keyed.mix(batch.records, self.config.seed).sum() for batch in batches)
-        counts = torch.cat([sizes, digest[None]])
-        self._all_reduce(weights, counts)
-        sums = torch.zeros_like(weights)
-        for batch, share in zip(batches, self._shares(batches, generator), strict=True):
-            loss, own = self.engine("loss", batch, generator, weights, share)
-            self.engine.backward(loss)
-            sums += own
+        means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
-        self._all_reduce(sums)
-        means = (sums / weights.clamp(min=1)).tolist()
-        if result.skipped:
-            self._count_skipped(batches, means)
-        else:
-            self.skipped = 0
+        self._check_finite(result, batches, means)
+        counts = sum(
+            torch.stack([torch.tensor(len(b.keys)), torch.tensor(len(b.numbers)), keyed.mix(b.records, 0).sum().cpu()])
+            for b in batches
+        ).to(self.device)
+        all_reduce(counts)
         molecules, atoms, digest = counts.tolist()
-        return {
-            **dict(zip(self.module.terms, means, strict=True)),
+        return means | {
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "molecules": molecules,
@@ -145,28 +135,22 @@ class Trainer:
             "records_digest": digest % (1 << 52),
         }
 
-    def _shares(self, batches, generator):
-        """Contrast's share of each micro-batch, where its negatives come from all of them; else None for each."""
-        if not self.module.two_passes:
-            return [None] * len(batches)
-        with torch.no_grad():
-            embeddings = [self.engine("embed", batch, generator) for batch in batches]
-        return self.module.objectives["contrast"].shares(embeddings)
-
-    def _count_skipped(self, batches, means):
-        """Report a step that was not finite; stop the run at the configured number in a row, with a dump."""
-        self.skipped += 1
+    def _check_finite(self, result, batches, means):
+        """Report a step that was skipped because it was not finite; stop the run at the configured number in a row."""
+        self.skipped = self.skipped + 1 if result.skipped else 0
+        if not result.skipped:
+            return
         keys = [key for batch in batches for key in batch.keys]
-        self.progress.note(
-            f"step {self.done + 1}: loss or gradient not finite, update skipped "
-            f"({self.skipped} in a row); records {keys[0] if keys else '-'} … ({len(keys)} on this rank)"
-        )
         path = self.dir / f"not-finite-step-{self.done + 1}-rank-{self.process.rank}.json"
-        terms = dict(zip(self.module.terms, map(str, means), strict=True))
-        write(path, json.dumps({"step": self.done + 1, "terms": terms, "records": keys}) + "\n")
+        row = {"step": self.done + 1, "terms": {term: str(mean) for term, mean in means.items()}, "records": keys}
+        write(path, json.dumps(row) + "\n")
+        self.progress.note(
+            f"step {self.done + 1}: loss or gradient not finite, update skipped ({self.skipped} in a row); "
+            f"the records are in {path}"
+        )
         if self.skipped >= self.config.training.max_skipped:
             raise UserError(
-                f"{self.skipped} steps in a row were not finite; the records are in {path.name} of {self.dir}; "
+                f"{self.skipped} steps in a row were not finite; their records are in {self.dir}/not-finite-step-*.json; "
                 "lower schedule.peak or set engine.clip"
             )
 
@@ -225,15 +209,29 @@ class Trainer:
 
     def _most(self, number):
         """The largest of the ranks' numbers."""
-        largest = torch.tensor([number], device=self.device)
-        if self.process.world_size > 1:
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        largest = torch.tensor(number, device=self.device)
+        all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
 
-    def _all_reduce(self, *tensors):
-        if self.process.world_size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+
+def accumulate(engine, module, batches, generator):
+    """Add up the gradient of a global batch from this rank's micro-batches of it -> term -> its mean over the batch.
+
+    engine wraps module, a Pretraining. The gradient is that of the whole batch taken at once, however it is cut.
+    """
+    weights = sum(module.weights(batch, generator) for batch in batches)
+    all_reduce(weights)
+    shares = [None] * len(batches)
+    if module.two_passes:
+        with torch.no_grad():
+            shares = module.objectives["contrast"].shares([engine("embed", batch, generator) for batch in batches])
+    sums = torch.zeros_like(weights)
+    for batch, share in zip(batches, shares, strict=True):
+        loss, own = engine("loss", batch, generator, weights, share)
+        engine.backward(loss)
+        sums += own
+    all_reduce(sums)
+    return dict(zip(module.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
 
 
 def memory_gib(device):

@@ -5,7 +5,9 @@ knows nothing of spectra, objectives or training. A new one is a file with a set
 in ENCODERS.
 """
 
-from typing import Annotated, Union
+import operator
+from functools import reduce
+from typing import Annotated
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
@@ -25,7 +27,7 @@ class _ByName:
         return core_schema.tagged_union_schema(choices, discriminator="name")
 
 
-EncoderSettings = Annotated[Union[tuple(settings for settings, _ in ENCODERS.values())], _ByName]
+EncoderSettings = Annotated[reduce(operator.or_, (settings for settings, _ in ENCODERS.values())), _ByName]
 
 
 def build(settings):

@@ -48,3 +48,9 @@ def micro_batches(step, rank, world_size, accumulation, dtype=torch.float32):
     starts = [i * (i + 1) // 2 for i in range(cuts)] + [BATCH]
     for index in range(rank, cuts, world_size):
         yield [part[starts[index] : starts[index + 1]] for part in batch]
+
+
+def parse(run):
+    """STAGE-PRECISION-DTYPE[-offload] -> (engine settings, dtype of the module)."""
+    stage, precision, dtype, *offload = run.split("-")
+    return settings(zero_stage=int(stage), precision=precision, offload=bool(offload)), getattr(torch, dtype)

@@ -1,0 +1,52 @@
+"""A run's numbers on disk: metrics.jsonl, one line a logged step, and TensorBoard files beside it."""
+
+import json
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from mspt import files
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """run_dir: the run folder. enabled: on the rank that writes. start: steps done; what was logged after them by a
+    run that was interrupted is dropped, so that a curve has no double points.
+    """
+
+    def __init__(self, run_dir, enabled, start=0):
+        self.writer = None
+        if not enabled:
+            return
+        self.path = Path(run_dir) / FILE
+        kept = [row for row in read(run_dir) if row["step"] <= start]
+        files.write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.writer = SummaryWriter(Path(run_dir) / "tensorboard", purge_step=start + 1)
+
+    def scalars(self, step, values):
+        """Log name -> number of a step."""
+        if self.writer is None:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def figure(self, step, name, figure):
+        """Log a matplotlib Figure."""
+        if self.writer is not None:
+            self.writer.add_figure(name, figure, step, close=False)
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
+
+
+def read(run_dir):
+    """The rows of metrics.jsonl, without a last one that a kill has torn."""
+    path = Path(run_dir) / FILE
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]

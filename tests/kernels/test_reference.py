@@ -1,0 +1,223 @@
+"""The reference kernels against what they mean, written out atom by atom, in float64."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from mspt import kernels
+from mspt.errors import UserError
+from mspt.kernels.reference import InverseSquareRoot, edge_geometry
+
+ISOTROPIC, PUBLISHED = (2e-5, 2e-5, 2e-5), (1e-5, 2e-5, 3e-5)
+
+
+def test_unknown_implementation_is_refused(monkeypatch):
+    assert kernels.implementation() == "reference"
+    monkeypatch.setenv("MSPT_KERNELS", "fastest")
+    with pytest.raises(UserError, match="MSPT_KERNELS is 'fastest'; known: reference"):
+        kernels.implementation()
+
+
+# Radius graph
+
+
+def brute_force(positions, ptr, cutoff, max_neighbours, loop):
+    """Set of sources of every atom."""
+    neighbours = []
+    for first, last in pairwise(ptr):
+        for i in range(first, last):
+            near = [(math.dist(positions[i], positions[j]), j) for j in range(first, last) if j != i]
+            chosen = [(-1.0, i)] * loop + sorted((r, j) for r, j in near if r < cutoff)
+            neighbours.append({j for _, j in chosen[:max_neighbours]})
+    return neighbours
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.integers(0, 12), max_size=4),
+    seed=st.integers(0, 2**31),
+    cutoff=st.floats(0.3, 4.0),
+    max_neighbours=st.integers(1, 13),
+    loop=st.booleans(),
+)
+def test_radius_graph_is_brute_force(sizes, seed, cutoff, max_neighbours, loop):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randn(sum(sizes), 3, dtype=torch.float64, generator=generator)
+    ptr = torch.cat([torch.zeros(1, dtype=torch.long), torch.tensor(sizes, dtype=torch.long).cumsum(0)])
+    graph = kernels.radius_graph(positions, ptr, cutoff, max_neighbours, loop)
+    expected = brute_force(positions.tolist(), ptr.tolist(), cutoff, max_neighbours, loop)
+    assert len(graph.ptr) == sum(sizes) + 1
+    assert len(graph.source) == len(graph.target) == graph.ptr[-1]
+    for i, neighbours in enumerate(expected):
+        edges = slice(graph.ptr[i], graph.ptr[i + 1])
+        assert (graph.target[edges] == i).all()
+        assert sorted(graph.source[edges].tolist()) == sorted(neighbours)
+
+
+def test_the_cut_off_itself_is_outside():
+    positions = torch.tensor([[0.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0]])
+    ptr = torch.tensor([0, 3])
+    assert len(kernels.radius_graph(positions, ptr, 2.0, 32, loop=False).source) == 0
+    assert len(kernels.radius_graph(positions, ptr, 2.0 + 1e-6, 32, loop=False).source) == 2
+
+
+def test_an_atom_stays_its_own_neighbour_among_atoms_in_one_place():
+    graph = kernels.radius_graph(torch.zeros(4, 3), torch.tensor([0, 4]), 1.0, 1, loop=True)
+    assert graph.source.tolist() == graph.target.tolist() == [0, 1, 2, 3]
+
+
+def test_edges_without_length_have_zero_direction_and_gradient():
+    positions = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 4]], dtype=torch.float64, requires_grad=True)
+    graph = kernels.radius_graph(positions, torch.tensor([0, 3]), 5.0, 32, loop=True)
+    distance, direction = edge_geometry(positions, graph)
+    gradient = torch.autograd.grad(distance.sum() + direction.square().sum(), positions, create_graph=True)[0]
+    assert sorted(distance.tolist()) == [0] * 5 + [1] * 4
+    # Four edges of length one end or start at the third atom.
+    torch.testing.assert_close(gradient[2], torch.tensor([0, 0, 4.0], dtype=torch.float64))
+    assert torch.isfinite(torch.autograd.grad(gradient.sum(), positions)[0]).all()
+
+
+# Whitened vector norm
+
+
+def by_svd(vec, weight, regular):
+    """The published way: an SVD of every atom's covariance, in float64."""
+    rows = []
+    for v in vec.double():
+        v = v - v.mean(-1, keepdim=True)
+        u, s, _ = torch.linalg.svd(v @ v.T / v.shape[1] + torch.diag(torch.tensor(regular, dtype=torch.float64)))
+        rows.append((u / s.sqrt()) @ u.T @ v * weight.double())
+    return torch.stack(rows)
+
+
+def vectors(kind, n=4, channels=7, dtype=torch.float64):
+    """Vector features [n, 3, channels] that span three, two, one or no directions, or three evenly."""
+    torch.manual_seed(0)
+    vec = torch.randn(n, 3, channels, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(n, 3, 3, dtype=torch.float64))[0]
+    if kind == "even":
+        centred = vec - vec.mean(-1, keepdim=True)
+        vec = torch.linalg.svd(centred, full_matrices=False)[2] * channels**0.5
+    else:
+        rank = {"full": 3, "plane": 2, "line": 1, "zero": 0}[kind]
+        vec[:, rank:] = 0
+    return (turn @ vec).to(dtype)
+
+
+KINDS = ["full", "even", "plane", "line", "zero"]
+
+
+@pytest.mark.parametrize("regular", [ISOTROPIC, PUBLISHED])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whiten_is_the_published_formula(kind, regular):
+    weight = torch.linspace(0.5, 2, 7)
+    vec = vectors(kind, dtype=torch.float32)
+    expected = by_svd(vec, weight, regular)
+    result = kernels.whiten(vec.double(), weight.double(), regular)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
+    error = (kernels.whiten(vec, weight, regular).double() - expected).norm()
+    assert error <= 1e-6 * expected.norm() + 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whiten_gradients(kind):
+    vec = vectors(kind, n=2, channels=4).requires_grad_()
+    weight = torch.linspace(0.5, 2, 4, dtype=torch.float64).requires_grad_()
+    # In units of √ε, in which the function is smooth also where the vectors are zero.
+    scale = 1.0 if kind in ("full", "even") else 3e-3
+
+    def function(vec, weight):
+        return kernels.whiten(vec * scale, weight, ISOTROPIC)
+
+    assert gradcheck(function, (vec, weight))
+    assert gradgradcheck(function, (vec, weight))
+
+
+def test_two_ways_of_the_inverse_square_root_gradient_agree():
+    """Without a graph the backward takes the Loewner form, with one a linear system."""
+    torch.manual_seed(0)
+    half = torch.randn(5, 3, 3, dtype=torch.float64)
+    matrix = (half @ half.mT + 1e-3 * torch.eye(3)).requires_grad_()
+    weights = torch.randn(5, 3, 3, dtype=torch.float64)
+    total = (InverseSquareRoot.apply(matrix) * weights).sum()
+    loewner = torch.autograd.grad(total, matrix, retain_graph=True)[0]
+    system = torch.autograd.grad(total, matrix, create_graph=True)[0]
+    torch.testing.assert_close(loewner, system, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("regular", [ISOTROPIC, PUBLISHED])
+def test_whiten_gradient_is_bounded_where_eigenvalues_meet(regular):
+    """An SVD's backward divides by differences of eigenvalues: the cause of NaN in the published fine-tuning."""
+    torch.manual_seed(1)
+    even, offset, weights = vectors("even"), torch.randn(4, 3, 7), torch.randn(4, 3, 7)
+    for split in (0.0, 1e-14, 1e-10, 1e-7, 1e-4):
+        vec = (even + split * offset).requires_grad_()
+        (kernels.whiten(vec, torch.ones(7), regular) * weights).sum().backward()
+        # The derivative of a whitened unit covariance is of the order of the weights.
+        assert vec.grad.norm() < 2 * weights.norm()
+    for kind in KINDS:
+        vec = vectors(kind, dtype=torch.float32).requires_grad_()
+        (kernels.whiten(vec, torch.ones(7), regular) * weights).sum().backward()
+        assert vec.grad.norm() < 2 * weights.norm() / min(regular) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whiten_turns_with_its_vectors(kind):
+    """Exactly with an isotropic regularisation; as published, up to its size against the covariance."""
+    vec, weight = vectors(kind), torch.ones(7, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+
+    def error(regular):
+        turned, before = kernels.whiten(turn @ vec, weight, regular), kernels.whiten(vec, weight, regular)
+        return (turned - turn @ before).abs().max()
+
+    assert error(ISOTROPIC) < 1e-9
+    if kind in ("full", "even"):
+        assert 1e-8 < error(PUBLISHED) < 1e-3
+
+
+def test_whiten_of_no_atoms():
+    vec, weight = torch.zeros(0, 3, 5, requires_grad=True), torch.ones(5, requires_grad=True)
+    kernels.whiten(vec, weight, ISOTROPIC).sum().backward()
+    assert vec.grad.shape == (0, 3, 5)
+    assert (weight.grad == 0).all()
+
+
+# Attention whose scores are carried from layer to layer
+
+
+def heads(layers, m=3, h=2, t=5, d=4):
+    torch.manual_seed(0)
+    return [[torch.randn(m, h, t, d, dtype=torch.float64) for _ in range(layers)] for _ in range(3)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_carried_scores_are_the_recursion(layers, masked):
+    queries, keys, values = heads(layers)
+    mask = None
+    if masked:
+        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 1, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
+    score = 0.0
+    for layer in range(layers):
+        score = queries[layer] @ keys[layer].mT / 4**0.5 + score
+        seen = score if mask is None else score.masked_fill(~mask[:, None, None], -math.inf)
+        expected = seen.softmax(-1) @ values[layer]
+        result = kernels.carried_score_attention(queries[: layer + 1], keys[: layer + 1], values[layer], mask)
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_to_attend_to_gives_zeros_and_finite_gradients():
+    queries, keys, values = heads(2)
+    leaf = values[1].requires_grad_()
+    mask = torch.tensor([[True] * 5, [False] * 5, [True] + [False] * 4])
+    result = kernels.carried_score_attention(queries, keys, leaf, mask)
+    assert (result[1] == 0).all()
+    result.sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert (leaf.grad[1] == 0).all()
