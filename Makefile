@@ -1,0 +1,37 @@
+# make help lists what there is. PYTHON: the interpreter that the environment is made from, 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BENCHMARKS := $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help env pretrain test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+
+env: $(INSTALLED) ## make .venv with everything the other targets need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[chem,dev,slurm]'
+	touch $@
+
+pretrain: env ## pre-train in two stages on the bundled molecules, as two processes
+	$(BIN)/python launch/local.py --processes 2 --config configs/quickstart-stage1.yaml
+	$(BIN)/python launch/local.py --processes 2 --config configs/quickstart.yaml
+
+test: lint ## check the style and the arrows between folders, then run all tests
+	$(BIN)/pytest
+
+lint: env ## check the style and the arrows between folders
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+bench: env ## run every benchmark, one after another
+	set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
+
+clean: ## remove the environment, runs and caches
+	rm -rf .venv runs build *.egg-info .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	find mspt shards launch benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
