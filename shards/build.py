@@ -4,12 +4,15 @@
     python -m shards.build qm9 --count 20000 --out OUT --split 0.1
 
 writes OUT/train and OUT/heldout (with --split; OUT itself without), OUT/rejects.jsonl and a summary. `--split` holds
-out records by a hash of their key, the same ones from every set.
+out records by a hash of their key, the same ones from every set. OUT appears when all of it is there: after a kill,
+give the same command again.
 """
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,12 +33,21 @@ def held_out(key, share):
 def build(records, rejects, out, provenance, split=None, block=256, strict=False):
     """Write records (an iterable of Record) as shard sets -> name -> manifest, and the rejects.
 
-    rejects: rows that the source has refused already. Raises UserError where nothing is left, or with strict at the
-    first record that is refused.
+    rejects: rows that the source has refused already. split: the share to hold out, or None. Raises UserError where
+    out is there already, where a set would be empty, or with strict at the first record that is refused.
     """
     out, rejects, seen = Path(out), list(rejects), set()
+    if split is not None and not 0 < split < 1:
+        raise UserError(f"--split is {split}; give a share between 0 and 1, or leave it out to hold out nothing")
+    if block < 1:
+        raise UserError(f"--block is {block}; give 1 or more records a block")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; remove it or choose another --out")
+    aside = out.with_name(f".{out.name}.partial")
+    if aside.exists():  # left by a killed build
+        shutil.rmtree(aside)
     names = ["train", "heldout"] if split else [""]
-    writers = {name: ShardSetWriter(out / name, provenance, block) for name in names}
+    writers = {name: ShardSetWriter(aside / name, provenance, block) for name in names}
     for record in records:
         try:
             validate(record)
@@ -48,10 +60,15 @@ def build(records, rejects, out, provenance, split=None, block=256, strict=False
             continue
         seen.add(record.key)
         writers["heldout" if split and held_out(record.key, split) else names[0]].add(record)
-    if not seen:
-        raise UserError(f"{out}: no record is left to write; {len(rejects)} were refused")
     manifests = {name: writer.close() for name, writer in writers.items()}
-    files.write(out / "rejects.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
+    files.write(aside / "rejects.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
+    for name, manifest in manifests.items():
+        if not manifest["records"]:
+            raise UserError(
+                f"{out / name}: no record is left for it, of {len(seen)} good and {len(rejects)} refused ones "
+                f"({aside / 'rejects.jsonl'}); give more molecules or another --split"
+            )
+    os.replace(aside, out)
     return manifests, rejects
 
 

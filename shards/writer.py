@@ -1,10 +1,10 @@
-"""Records -> a shard set, whole or not at all."""
+"""Records -> a shard set."""
 
 import hashlib
 import io
 import json
 import math
-import shutil
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -18,27 +18,21 @@ from mspt.chemistry.elements import SYMBOLS
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
 from mspt.data.schema import SCHEMA_VERSION, Lines
-from mspt.data.shardset import INDEX, MANIFEST, grids
-from mspt.errors import UserError
+from mspt.data.shardset import INDEX, MANIFEST, grids, sha256
 
 
 class ShardSetWriter:
-    """Writes into a folder beside out, which it renames to out at the end.
+    """Makes a folder a shard set. Each file is written aside and renamed; the manifest comes last.
 
     block: records a block. blocks_per_shard: blocks a shard. provenance: what the manifest says of where the records
     come from (command, source, methods). The same records give the same bytes.
     """
 
-    def __init__(self, out, provenance, block=256, blocks_per_shard=64):
-        self.out = Path(out)
-        if (self.out / MANIFEST).exists():
-            raise UserError(f"{self.out}: already holds a shard set; remove it or choose another --out")
-        self.aside = self.out.with_name(f".{self.out.name}.partial")
-        if self.aside.exists():  # left by a killed build
-            shutil.rmtree(self.aside)
-        self.aside.mkdir(parents=True)
+    def __init__(self, folder, provenance, block=256, blocks_per_shard=64):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.provenance, self.block, self.blocks_per_shard = provenance, block, blocks_per_shard
-        self.pending, self.shards, self.atoms = [], [], []
+        self.pending, self.shards, self.atoms, self.written = [], [], [], 0
         self.index = {name: [] for name in ("shard", "offset", "size", "records", "crc32")}
         self.elements, self.spectra = Counter(), {name: Counter() for name in GRIDS}
         self.targets = set()
@@ -64,7 +58,7 @@ class ShardSetWriter:
         data = blocks.encode(self.pending)
         if self.tar is None:
             self.name = f"shard-{len(self.shards):05d}.tar"
-            self.file = (self.aside / self.name).open("wb")
+            self.file = (self.folder / f".{self.name}.partial").open("wb")
             self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
         member = tarfile.TarInfo(f"{len(self.index['size']):06d}.safetensors")
         member.size, member.mode = len(data), 0o644  # times and owners stay 0 and empty: the same bytes every time
@@ -74,26 +68,30 @@ class ShardSetWriter:
         for name, value in zip(self.index, row, strict=True):
             self.index[name].append(value)
         self.pending = []
-        if self.index["shard"].count(len(self.shards)) == self.blocks_per_shard:
+        if len(self.index["shard"]) - self.written == self.blocks_per_shard:
             self._close_shard()
 
     def _close_shard(self):
         self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
         self.file.close()
-        path, own = self.aside / self.name, np.array(self.index["shard"]) == len(self.shards)
+        path, own = self.folder / self.name, self.index["records"][self.written :]
+        os.replace(self.folder / f".{self.name}.partial", path)
         self.shards.append(
             {
                 "file": self.name,
                 "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "blocks": int(own.sum()),
-                "records": int(np.array(self.index["records"])[own].sum()),
+                "sha256": sha256(path),
+                "blocks": len(own),
+                "records": sum(own),
             }
         )
+        self.written += len(own)
         self.tar = self.file = None
 
     def close(self):
-        """Write the rest, the index and the manifest, and publish the set -> the manifest."""
+        """Write the rest, the index and the manifest -> the manifest."""
         if self.pending:
             self._write_block()
         if self.tar is not None:
@@ -123,7 +121,6 @@ class ShardSetWriter:
             "shards": self.shards,
             "index_sha256": hashlib.sha256(index).hexdigest(),
         }
-        files.write(self.aside / INDEX, index)
-        files.write(self.aside / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        self.aside.rename(self.out)
+        files.write(self.folder / INDEX, index)
+        files.write(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         return manifest

@@ -8,8 +8,9 @@ Names in a block of m records with n atoms in all:
     targets/NAME [m]                                   float64, NaN where missing
     forces [n, 3]                                      NaN where missing; absent if no record has them
     bonds [b, 2], bond_types [b], bonds_ptr [m + 1]    absent if no record has them
+    bonds_known [m]                                    0 where a record has no list of bonds; absent with them
     spectra/NAME/kind [m]                              0 missing, 1 values, 2 lines; absent if no record has it
-    spectra/NAME/values [v, L]                         of the records of kind 1, in order
+    spectra/NAME/values [v, L]                         of the records of kind 1, in order; float16 or float32
     spectra/NAME/positions, strengths, ptr             lines; records that have none own an empty range
 """
 
@@ -60,6 +61,7 @@ def encode(records):
         arrays["bonds"] = np.concatenate(bonds).astype(np.int16)
         arrays["bond_types"] = np.concatenate(types).astype(np.uint8)
         arrays["bonds_ptr"] = ptr_of([len(b) for b in bonds])
+        arrays["bonds_known"] = np.array([r.bonds is not None for r in records], np.uint8)
     for name in GRIDS:
         spectra = [r.spectra.get(name) for r in records]
         if all(s is None for s in spectra):
@@ -69,7 +71,8 @@ def encode(records):
         kind[[i for i, s in enumerate(spectra) if isinstance(s, Lines)]] = LINES
         arrays[f"spectra/{name}/kind"] = kind
         if (kind == VALUES).any():
-            arrays[f"spectra/{name}/values"] = np.stack([s for s in spectra if isinstance(s, np.ndarray)])
+            values = np.stack([s for s in spectra if isinstance(s, np.ndarray)])
+            arrays[f"spectra/{name}/values"] = values if values.dtype == np.float16 else values.astype(np.float32)
         if (kind == LINES).any():
             lines = [s for s in spectra if isinstance(s, Lines)]
             arrays[f"spectra/{name}/positions"] = np.concatenate([s.positions for s in lines]).astype(np.float32)
@@ -110,7 +113,7 @@ def records(data):
         optional = {}
         if "forces" in block and not np.isnan(block["forces"][atoms]).any():
             optional["forces"] = block["forces"][atoms]
-        if "bonds" in block:
+        if "bonds" in block and block["bonds_known"][i]:
             own = slice(*block["bonds_ptr"][i : i + 2])
             optional |= {"bonds": block["bonds"][own], "bond_types": block["bond_types"][own]}
         prefix = "targets/"

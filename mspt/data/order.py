@@ -17,39 +17,45 @@ def permutation(count, *key):
     return torch.argsort(words, stable=True).numpy()
 
 
-def lane_pieces(block_records, seed, epoch, lane, lanes):
-    """A lane's share of an epoch: (block, first row, row after the last) of each block it reads, in order.
+class EpochOrder:
+    """The order of one epoch. Costs a sort of the blocks, not of the records; lanes are cut from it one by one.
 
-    block_records [B]: how many records each block holds. Shares differ by at most one record.
+    block_records [B]: how many records each block holds.
     """
-    order = permutation(len(block_records), seed, epoch, "blocks")
-    ends = np.cumsum(block_records[order])
-    total = int(ends[-1]) if len(ends) else 0
-    begin, end = lane * total // lanes, (lane + 1) * total // lanes
-    if begin == end:
-        return []
-    chosen = range(int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(ends, end, side="left")) + 1)
-    pieces = []
-    for position in chosen:
-        block = int(order[position])
-        start = int(ends[position]) - int(block_records[block])
-        pieces.append((block, max(begin - start, 0), min(end - start, int(block_records[block]))))
-    return pieces
 
+    def __init__(self, block_records, seed, epoch):
+        self.seed, self.epoch = seed, epoch
+        self.blocks = permutation(len(block_records), seed, epoch, "blocks")
+        self.starts = np.concatenate([[0], np.cumsum(block_records[self.blocks], dtype=np.int64)])
 
-def lane_order(block_records, seed, epoch, lane, lanes, window):
-    """A lane's records in the order in which they are seen: blocks [k], rows [k] and windows [k].
+    def pieces(self, lane, lanes):
+        """A lane's share: (block, first row, row after the last) of each block it reads, in order.
 
-    window: how many blocks are shuffled together; a reader needs to hold no more than two windows at once.
-    """
-    pieces = lane_pieces(block_records, seed, epoch, lane, lanes)
-    parts = []
-    for number, start in enumerate(range(0, len(pieces), window)):
-        chosen = pieces[start : start + window]
-        block = np.concatenate([np.full(last - first, b) for b, first, last in chosen])
-        row = np.concatenate([np.arange(first, last) for _, first, last in chosen])
-        order = permutation(len(block), seed, epoch, "window", lane, number)
-        parts.append((block[order], row[order], np.full(len(block), number)))
-    if not parts:
-        return (np.zeros(0, np.int64),) * 3
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        The shares of an epoch's lanes differ by at most one record.
+        """
+        total = int(self.starts[-1])
+        begin, end = lane * total // lanes, (lane + 1) * total // lanes
+        # Every block holds a record or more, so starts are distinct.
+        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self.starts, end, side="left"))
+        bounds = np.clip(self.starts[first : last + 1], begin, end) if begin < end else []
+        return [
+            (int(self.blocks[at]), int(low - self.starts[at]), int(high - self.starts[at]))
+            for at, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True), first)
+        ]
+
+    def lane(self, lane, lanes, window):
+        """A lane's records in the order in which they are seen: blocks [k], rows [k] and windows [k].
+
+        window: how many blocks are shuffled together; a reader needs to hold no more than two windows at once.
+        """
+        pieces, parts = self.pieces(lane, lanes), []
+        for number, start in enumerate(range(0, len(pieces), window)):
+            chosen = pieces[start : start + window]
+            block = np.concatenate([np.full(stop - first, b) for b, first, stop in chosen])
+            row = np.concatenate([np.arange(first, stop) for _, first, stop in chosen])
+            order = permutation(len(block), self.seed, self.epoch, "window", lane, number)
+            parts.append((block[order], row[order], np.full(len(block), number)))
+        if not parts:
+            return (np.zeros(0, np.int64),) * 3
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -13,7 +13,8 @@ NEIGHBOURS = 32
 class Budget(Settings):
     """What a micro-batch may hold at most; None is no limit. edges: counted as n · min(n, 32) of a molecule of n atoms.
 
-    Molecules are close to each other in size within a lane, so that micro-batches cut by atoms are level over ranks.
+    Where atoms are what binds, every micro-batch but a lane's last is within one molecule of the budget, so that the
+    work of a step is level over ranks.
     """
 
     molecules: int = Field(ge=1)
@@ -21,21 +22,22 @@ class Budget(Settings):
     edges: int | None = Field(None, ge=1)
 
 
-def check(atoms, budget, source):
-    """Raise UserError where a molecule alone (atoms [N] of source) is over budget."""
-    largest = int(atoms.max())
+def check(largest, budget, source):
+    """Raise UserError where the largest molecule of source (its number of atoms) alone is over budget."""
     for name, needed in (("atoms", largest), ("edges", largest * min(largest, NEIGHBOURS))):
         limit = getattr(budget, name)
         if limit is not None and needed > limit:
             raise UserError(
-                f"data.budget.{name} is {limit}, but a molecule of {source} alone needs {needed}; set it to at least that"
+                f"data.budget.{name} is {limit}, but a molecule of {source} alone needs {needed}; "
+                "set it to that or more"
             )
 
 
 def cut(atoms, budget):
     """Cut a sequence of molecules into micro-batches: each takes as many as the budget allows.
 
-    atoms [k] -> starts [b + 1] of the micro-batches, the last one being k.
+    atoms [k] -> starts [b + 1] of the micro-batches, the last one being k. A molecule that is over the budget by
+    itself, which check refuses, would be a micro-batch of its own.
     """
     sums = [np.concatenate([[0], np.cumsum(atoms, dtype=np.int64)])]
     limits = [budget.atoms]
@@ -45,6 +47,6 @@ def cut(atoms, budget):
     starts, at = [0], 0
     while at < len(atoms):
         ends = [np.searchsorted(s, s[at] + limit, side="right") - 1 for s, limit in zip(sums, limits, strict=True)]
-        at = int(min(*ends, at + budget.molecules, len(atoms)))
+        at = max(at + 1, int(min(*ends, at + budget.molecules)))
         starts.append(at)
     return np.array(starts)

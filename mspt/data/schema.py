@@ -63,6 +63,8 @@ def validate(record):
         refuse("key", "is empty")
     if n == 0:
         refuse("numbers", "the molecule has no atoms")
+    if record.numbers.shape != (n,):
+        refuse("numbers", f"shape {record.numbers.shape} where ({n},) is needed")
     if record.numbers.min() < 1 or record.numbers.max() > MAX_NUMBER:
         wrong = next(int(z) for z in record.numbers if not 1 <= z <= MAX_NUMBER)
         refuse("numbers", f"{wrong} is not an atomic number (1 to {MAX_NUMBER})")
@@ -70,6 +72,8 @@ def validate(record):
         refuse("positions", f"shape {record.positions.shape} where ({n}, 3) is needed")
     if not np.isfinite(record.positions).all():
         refuse("positions", "not finite")
+    if not -128 <= record.charge <= 127:
+        refuse("charge", f"{record.charge} is outside -128 to 127")
     if n > 1:
         _refuse_coincident(record, refuse)
     if record.forces is not None and record.forces.shape != (n, 3):
@@ -77,9 +81,11 @@ def validate(record):
     if record.forces is not None and not np.isfinite(record.forces).all():
         refuse("forces", "not finite")
     if record.bonds is not None:
-        if record.bond_types is None or len(record.bond_types) != len(record.bonds):
+        if record.bonds.ndim != 2 or record.bonds.shape[1] != 2:
+            refuse("bonds", f"shape {record.bonds.shape} where (b, 2) is needed")
+        if record.bond_types is None or record.bond_types.shape != (len(record.bonds),):
             refuse("bond_types", "not one for each bond")
-        if len(record.bonds) and not (0 <= record.bonds.min() and record.bonds.max() < n):
+        if len(record.bonds) and not 0 <= record.bonds.min() <= record.bonds.max() < n:
             refuse("bonds", f"an atom index is outside 0 to {n - 1}")
     for name, value in record.targets.items():
         if not np.isfinite(value):

@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load
 
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
@@ -22,11 +21,34 @@ from mspt.data.schema import SCHEMA_VERSION
 from mspt.errors import UserError
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
+REQUIRED = ("grids", "records", "largest", "shards", "index_sha256")
 
 
 def grids():
     """The grids as the manifest names them."""
     return {name: dataclasses.asdict(grid) for name, grid in GRIDS.items()}
+
+
+def sha256(path):
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_there(file):
+    if not file.exists():
+        raise UserError(f"{file}: the manifest asks for it, but it is missing; restore it or build the set again")
+
+
+def _mapped(path):
+    """The arrays of a safetensors file, mapped: all processes of a machine share one copy, however long they are."""
+    data = np.asarray(np.memmap(path, np.uint8, "r"))
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    types = {"I32": np.int32, "I64": np.int64}
+    return {
+        name: data[start:][slice(*entry["data_offsets"])].view(types[entry["dtype"]]) for name, entry in header.items()
+    }
 
 
 class ShardSet:
@@ -54,28 +76,35 @@ class ShardSet:
             raise UserError(f"{path}: not there, so {folder} is no shard set; build one with shards.build") from error
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as JSON ({error}); build the set again") from error
-        version = manifest.get("schema_version")
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: schema_version is {version!r}, this mspt reads {SCHEMA_VERSION}; build the set again"
             )
+        missing = [name for name in REQUIRED if name not in manifest]
+        if missing:
+            raise UserError(f"{path}: {missing[0]} is missing; restore the file or build the set again")
         if manifest["grids"] != grids():
             raise UserError(f"{path}: grids differ from this mspt's; build the set again")
-        data = (folder / INDEX).read_bytes() if (folder / INDEX).exists() else b""
-        if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
-            raise UserError(f"{folder / INDEX}: missing or not the manifest's; restore it or build the set again")
         if not manifest["shards"] or not manifest["records"]:
-            raise UserError(f"{path}: the set holds no records; see rejects.jsonl of its build")
+            raise UserError(f"{path}: records is 0; see rejects.jsonl of its build, then build it again")
         for shard in manifest["shards"]:
             file = folder / shard["file"]
-            if not file.exists():
-                raise UserError(f"{file}: the manifest lists this shard, but it is missing; restore it or build again")
+            _check_there(file)
             if file.stat().st_size != shard["bytes"]:
                 raise UserError(
                     f"{file}: {file.stat().st_size} bytes where the manifest says {shard['bytes']}; "
-                    "copy it again or build again"
+                    "copy it again or build the set again"
                 )
-        return cls(folder, manifest, load(data))
+        index = folder / INDEX
+        _check_there(index)
+        if sha256(index) != manifest["index_sha256"]:
+            raise UserError(f"{index}: is damaged (sha256); copy it again or build the set again")
+        return cls(folder, manifest, _mapped(index))
+
+    def __reduce__(self):
+        # A loader worker that is not forked maps the index itself instead of getting a copy of it.
+        return ShardSet.open, (self.folder,)
 
     def __len__(self):
         return len(self.atoms)
@@ -83,17 +112,22 @@ class ShardSet:
     def read(self, number):
         """The bytes of one block, checked. Raises UserError where they are not what was written."""
         path = self.folder / self.manifest["shards"][self.shard[number]]["file"]
-        with path.open("rb") as file:
-            file.seek(self.offset[number])
-            data = file.read(self.size[number])
+        try:
+            with path.open("rb") as file:
+                file.seek(self.offset[number])
+                data = file.read(self.size[number])
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or build the set again") from error
         if zlib.crc32(data) != self.crc32[number]:
             raise UserError(f"{path}: block {number} is damaged (checksum); copy the shard again or build it again")
         return data
 
     def records(self, numbers):
-        """Yield the Records of the given numbers, in that order."""
+        """Yield the Records of the given numbers, in that order. Raises IndexError outside 0 to N - 1."""
         at, held = None, []
         for number in numbers:
+            if not 0 <= number < len(self):
+                raise IndexError(f"record {number} of {self.folder}, which has {len(self)}")
             block = int(np.searchsorted(self.first, number, side="right")) - 1
             if block != at:
                 at, held = block, blocks.records(self.read(block))
@@ -103,7 +137,7 @@ class ShardSet:
         """Read everything and compare it with the manifest and the index. Raises UserError at the first difference."""
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
+            if sha256(path) != shard["sha256"]:
                 raise UserError(f"{path}: is damaged (sha256); copy the shard again or build it again")
         for number, count in enumerate(self.block_records):
             ptr = blocks.decode(self.read(number))["ptr"]

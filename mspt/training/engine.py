@@ -4,6 +4,7 @@ DeepSpeed is imported where it is first needed: it takes seconds, and reading a 
 none of it.
 """
 
+import atexit
 import io
 import logging
 import os
@@ -94,6 +95,9 @@ def initialise():
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    if not dist.is_initialized() and not on_gpu:
+        # Gloo's threads must end before the interpreter does, or it may abort a rank that is done.
+        atexit.register(_leave)
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return Process(dist.get_rank(), dist.get_world_size(), device)
 
@@ -335,6 +339,11 @@ def _deepspeed():
     logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _leave():
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _free_port():

@@ -1,6 +1,7 @@
 """Pictures of a run, as matplotlib Figures without any global state."""
 
 import io
+import math
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,37 +10,45 @@ from mspt import files
 from mspt.chemistry.spectra import GRIDS
 
 # Okabe & Ito's colours, told apart with any colour vision.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
-LABELS = {
-    "uv_vis": ("UV-Vis", "energy (eV)"),
-    "ir": ("IR", "wavenumber (cm⁻¹)"),
-    "raman": ("Raman", "wavenumber (cm⁻¹)"),
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
+# Spectrum -> title, unit of the intensity that computed lines have.
+TITLES = {
+    "uv_vis": ("UV-Vis", "oscillator strength"),
+    "ir": ("IR", "km/mol per cm⁻¹"),
+    "raman": ("Raman", "Å⁴/amu per cm⁻¹"),
 }
+ABSCISSAS = {"eV": "energy (eV)", "cm^-1": "wavenumber (cm⁻¹)"}
+# Term of the loss -> title, ordinate.
+SQUARES = "mean square error of log₁₀(1 + intensity)"
 TERMS = {
-    "loss": "joint loss",
-    "coord": "denoising",
-    "masked_uv_vis": "masked UV-Vis",
-    "masked_ir": "masked IR",
-    "masked_raman": "masked Raman",
-    "contrast": "contrast",
+    "loss": ("joint loss", "weighted sum"),
+    "coord": ("denoising", "mean square error (σ²)"),
+    "masked_uv_vis": ("masked UV-Vis", SQUARES),
+    "masked_ir": ("masked IR", SQUARES),
+    "masked_raman": ("masked Raman", SQUARES),
+    "contrast": ("contrast", "InfoNCE (nats)"),
 }
+# Molecules of the similarity picture: with more, a match is thinner than a pixel.
+MOST_SIMILARITIES = 200
 
 
 def losses(rows):
     """The joint loss and its terms over steps; rows as metrics.read gives them."""
-    names = [name for name in TERMS if rows and name in rows[-1]]
+    names = [name for name in TERMS if any(name in row for row in rows)]
     columns = min(3, max(1, len(names)))
-    lines = -(-len(names) // columns) or 1
-    figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
+    lines = math.ceil(len(names) / columns) or 1
+    figure = Figure(figsize=(4.6 * columns, 3.2 * lines), layout="constrained")
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(lines, columns, place)
-        steps = [row["step"] for row in rows if name in row]
-        values = [row[name] for row in rows if name in row]
-        axes.plot(steps, values, color=BLUE, linewidth=1.4)
-        if min(values) > 0 and max(values) > 20 * min(values):
+        points = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        axes.plot(steps, values, color=BLUE, linewidth=1.4, marker="o" if len(points) < 20 else None, markersize=3)
+        if points and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
-        axes.set_title(TERMS[name])
+        title, ordinate = TERMS[name]
+        axes.set_title(title)
         axes.set_xlabel("step")
+        axes.set_ylabel(ordinate, fontsize=8)
         axes.grid(alpha=0.3)
     return figure
 
@@ -47,44 +56,53 @@ def losses(rows):
 def reconstructions(examples):
     """True and reconstructed spectra of held-out molecules, the masked patches shaded.
 
-    examples: of evaluation.Example. Patches are put back as the mean over the windows that cover a point; the masked
+    examples: of evaluation.Example. Patches are put back as the mean over those that cover a point; the masked
     stretches show what the model filled in.
     """
-    figure = Figure(figsize=(15, 3.0 * len(examples)), layout="constrained")
-    for row, example in enumerate(examples):
-        for column, (name, grid) in enumerate(GRIDS.items()):
-            axes = figure.add_subplot(len(examples), len(GRIDS), row * len(GRIDS) + column + 1)
-            x = grid.points().numpy()
-            true, masked = example.true[name].numpy(), example.masked[name].numpy()
-            stride = (grid.length - true.shape[1]) // max(1, true.shape[0] - 1)
-            axes.plot(x, _joined(true, stride, grid.length), color=GREY, linewidth=2.2, label="true")
-            axes.plot(
-                x, _joined(example.predicted[name].numpy(), stride, grid.length), color=BLUE, linewidth=0.9,
-                label="model, all patches",
-            )
-            for number, patch in enumerate(np.flatnonzero(masked)):
-                span = slice(patch * stride, patch * stride + true.shape[1])
-                axes.axvspan(x[span][0], x[span][-1], color=ORANGE, alpha=0.15, label=None if number else "masked")
-                axes.plot(
-                    x[span], example.predicted[name][patch].numpy(), color=ORANGE, linewidth=1.4,
-                    label=None if number else "model, masked patch",
-                )
-            title, label = LABELS[name]
-            axes.set_title(f"{example.key}: {title}" if column == 0 else title)
-            axes.set_xlabel(label)
-            axes.set_ylabel("log₁₀(1 + intensity)")
-            axes.set_xlim(x[0], x[-1])
-            if row == 0 and column == 0:
-                axes.legend(fontsize=8)
+    figure = Figure(figsize=(15, 3.2 * len(examples) + 0.5), layout="constrained")
+    panels = figure.subplots(len(examples), len(GRIDS), squeeze=False)
+    for row, example in zip(panels, examples, strict=True):
+        for axes, (name, grid) in zip(row, GRIDS.items(), strict=True):
+            _reconstruction(axes, example, name, grid)
+    if examples:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
-def _joined(patches, stride, length):
-    """Overlapping patches [N, P] -> the mean over them at each of length points; NaN where none lies."""
+def _reconstruction(axes, example, name, grid):
+    x = grid.points().numpy()
+    true, predicted, masked = (part[name].numpy() for part in (example.true, example.predicted, example.masked))
+    filled_in = _joined(predicted, masked, grid.length)
+    axes.fill_between(
+        x,
+        0,
+        1,
+        where=np.isfinite(filled_in),
+        transform=axes.get_xaxis_transform(),
+        color=ORANGE,
+        alpha=0.15,
+        linewidth=0,
+        label="masked",
+    )
+    everything = np.ones_like(masked)
+    axes.plot(x, _joined(true, everything, grid.length), color=GREY, linewidth=2.4, alpha=0.6, label="true")
+    visible = np.where(np.isfinite(filled_in), np.nan, _joined(predicted, everything, grid.length))
+    axes.plot(x, visible, color=BLUE, linewidth=0.9, label="model, visible patches")
+    axes.plot(x, filled_in, color=ORANGE, linewidth=1.4, label="model, masked patches")
+    title, unit = TITLES[name]
+    axes.set_title(f"{example.key}: {title}")
+    axes.set_xlabel(ABSCISSAS[grid.unit])
+    axes.set_ylabel(f"log₁₀(1 + intensity)\n{unit}", fontsize=9)
+    axes.set_xlim(x[0], x[-1])
+
+
+def _joined(patches, chosen, length):
+    """Chosen [N] of overlapping patches [N, P] -> their mean at each of length points; NaN where none lies."""
+    stride = (length - patches.shape[1]) // max(1, len(patches) - 1)
     total, count = np.zeros(length), np.zeros(length)
-    for index, patch in enumerate(patches):
-        span = slice(index * stride, index * stride + len(patch))
-        total[span] += patch
+    for index in np.flatnonzero(chosen):
+        span = slice(index * stride, index * stride + patches.shape[1])
+        total[span] += patches[index]
         count[span] += 1
     return np.divide(total, count, out=np.full(length, np.nan), where=count > 0)
 
@@ -93,28 +111,34 @@ def retrieval(similarities):
     """Recall at k both ways against chance, and the similarities themselves [p, p] (molecule, spectrum)."""
     matrix = similarities.numpy()
     p = len(matrix)
-    ks = np.arange(1, min(p, 50) + 1)
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    axes = figure.add_subplot(1, 2, 1)
-    for name, values, color in (
-        ("molecule → spectrum", matrix, BLUE),
-        ("spectrum → molecule", matrix.T, ORANGE),
+    ks = np.arange(1, min(p, 100) + 1)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes, picture = figure.subplots(1, 2)
+    for name, values, color, style in (
+        ("molecule → spectrum", matrix, BLUE, "-"),
+        ("spectrum → molecule", matrix.T, ORANGE, "-."),
     ):
         ranks = (values >= np.diag(values)[:, None]).sum(1)
-        axes.plot(ks, [(ranks <= k).mean() for k in ks], color=color, label=name)
-    axes.plot(ks, ks / p, color=GREY, linestyle="--", label="chance")
+        axes.plot(ks, [(ranks <= k).mean() for k in ks], style, color=color, label=name)
+    axes.plot(ks, ks / p, color=GREY, linestyle=":", label="chance")
+    axes.set_xscale("log")
+    ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= p]
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.minorticks_off()
     axes.set_xlabel("k")
-    axes.set_ylabel("share of matches among the first k")
-    axes.set_ylim(0, 1)
+    axes.set_ylabel("recall at k")
+    axes.set_ylim(0, 1.02)
     axes.set_title(f"retrieval among {p} held-out molecules")
     axes.grid(alpha=0.3)
     axes.legend()
-    axes = figure.add_subplot(1, 2, 2)
-    image = axes.imshow(matrix, cmap="cividis", interpolation="nearest")
-    axes.set_xlabel("spectrum")
-    axes.set_ylabel("molecule")
-    axes.set_title("cosine similarity; matches on the diagonal")
-    figure.colorbar(image, ax=axes)
+    shown = matrix[:MOST_SIMILARITIES, :MOST_SIMILARITIES]
+    image = picture.imshow(shown, cmap="cividis", interpolation="nearest")
+    picture.set_xlabel("spectrum")
+    picture.set_ylabel("molecule")
+    picture.set_title(
+        "cosine similarity, matches on the diagonal" + (f"; first {len(shown)}" if len(shown) < p else "")
+    )
+    figure.colorbar(image, ax=picture)
     return figure
 
 

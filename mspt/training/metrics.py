@@ -1,6 +1,7 @@
 """A run's numbers on disk: metrics.jsonl, one line a logged step, and TensorBoard files beside it."""
 
 import json
+import math
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -21,7 +22,7 @@ class Metrics:
             return
         self.path = Path(run_dir) / FILE
         kept = [row for row in read(run_dir) if row["step"] <= start]
-        files.write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        files.write(self.path, "".join(_line(row) for row in kept))
         self.writer = SummaryWriter(Path(run_dir) / "tensorboard", purge_step=start + 1)
 
     def scalars(self, step, values):
@@ -29,7 +30,7 @@ class Metrics:
         if self.writer is None:
             return
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(_line({"step": step, **values}))
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, step)
 
@@ -44,9 +45,14 @@ class Metrics:
 
 
 def read(run_dir):
-    """The rows of metrics.jsonl, without a last one that a kill has torn."""
+    """The rows of metrics.jsonl, without a last one that a kill has torn. What was not finite is NaN."""
     path = Path(run_dir) / FILE
     if not path.exists():
         return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _line(row):
+    """A row as JSON, which knows no NaN or infinity: null stands for them."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"

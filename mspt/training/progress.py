@@ -5,6 +5,9 @@ import time
 
 from tqdm import tqdm
 
+# The parts of a loss that a line shows, beside masked_ and a spectrum's name.
+PARTS = ("coord", "contrast")
+
 
 class Progress:
     """total: steps of the run. start: steps done already. enabled: on the rank that speaks."""
@@ -12,17 +15,24 @@ class Progress:
     def __init__(self, total, start, enabled):
         self.total, self.start, self.enabled = total, start, enabled
         self.begin = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, unit="step") if enabled and sys.stdout.isatty() else None
+        self.bar = None
+        if enabled and sys.stdout.isatty():
+            self.bar = tqdm(total=total, initial=start, unit="step", file=sys.stdout, dynamic_ncols=True)
 
     def report(self, step, values):
-        """Show a step: its loss and the parts of it, the speed, the time left."""
+        """Show a step: its loss and the parts of it, the speed, the time left.
+
+        values: name -> number, of them the parts of the loss and loss, molecules_per_second, atoms_per_second,
+        data_wait (share of the time), learning_rate, memory_gib.
+        """
         if not self.enabled:
             return
         spent = time.monotonic() - self.begin
         left = spent / max(1, step - self.start) * (self.total - step)
-        parts = "  ".join(f"{name} {values[name]:.4g}" for name in values if name in LOSSES or name.startswith("masked_"))
+        names = ["loss", *(name for name in values if name in PARTS or name.startswith("masked_"))]
+        losses = "  ".join(f"{name} {values[name]:.4g}" for name in names)
         text = (
-            f"loss {values['loss']:.4g}  {parts}  {values['molecules_per_second']:.0f} molecules/s  "
+            f"{losses}  {values['molecules_per_second']:.0f} molecules/s  "
             f"{values['atoms_per_second']:.0f} atoms/s  wait {values['data_wait']:.1%}  "
             f"lr {values['learning_rate']:.2g}  {values['memory_gib']:.2f} GiB"
         )
@@ -44,9 +54,6 @@ class Progress:
     def close(self):
         if self.bar is not None:
             self.bar.close()
-
-
-LOSSES = ("coord", "contrast")
 
 
 def _clock(seconds):

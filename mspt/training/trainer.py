@@ -106,11 +106,11 @@ class Trainer:
             begin = time.perf_counter()
             micro_batches = next(batches)
             waited = time.perf_counter() - begin
-            losses = self._step(micro_batches, generator)
+            values = self._step(micro_batches, generator) | {"epoch": epoch}
             last = index + 1 == steps
             self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
             self.done += 1
-            self._account(losses, time.perf_counter() - begin, waited)
+            self._account(values, time.perf_counter() - begin, waited)
             if self.done % self.config.checkpoint.every == 0:
                 self._save()
 

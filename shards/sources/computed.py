@@ -119,22 +119,27 @@ def _work(molecule):
 
 
 def rows(path):
-    """The rows of a JSON-lines file; a torn last line, left by a kill, is cut off the file."""
+    """The rows of a JSON-lines file, without a torn last line: a kill left it, or it is being written."""
     path = Path(path)
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]
+
+
+def _cut_torn_line(path):
+    """Make a JSON-lines file end with its last whole line, so that the next row starts a new one."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def run(molecules, out, processes):
     """Compute what is not in out/results.jsonl or out/rejects.jsonl yet."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    known = {row["key"] for name in ("results", "rejects") for row in rows(out / f"{name}.jsonl")}
+    files = [out / f"{name}.jsonl" for name in ("results", "rejects")]
+    for file in files:
+        _cut_torn_line(file)
+    known = {row["key"] for file in files for row in rows(file)}
     todo = [m for m in molecules if (m[0] if isinstance(m, tuple) else m.key) not in known]
     print(f"{len(known)} molecules done, {len(todo)} to do, {processes} processes", flush=True)
     # Threads inside a molecule would fight with the processes over the cores.
@@ -142,8 +147,8 @@ def run(molecules, out, processes):
     begin = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with (
-        (out / "results.jsonl").open("a") as results,
-        (out / "rejects.jsonl").open("a") as rejects,
+        files[0].open("a") as results,
+        files[1].open("a") as rejects,
         context.Pool(processes, maxtasksperchild=100) as pool,
     ):
         for done, row in enumerate(pool.imap_unordered(_work, todo), 1):

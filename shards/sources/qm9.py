@@ -6,6 +6,7 @@ Geometries, frequencies and targets are B3LYP/6-31G(2df,p) (Ramakrishnan et al.,
 import csv
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,10 @@ TARGET_UNITS = {"mu": "D", "alpha": "a0^3", "r2": "a0^2", "cv": "cal/mol/K"} | d
 
 @dataclass(frozen=True)
 class Molecule:
-    """key; numbers [n]; positions [n, 3] Å; smiles; named targets; harmonic frequencies [m] cm^-1 or None."""
+    """key; numbers [n]; positions [n, 3] Å; smiles; named targets; harmonic frequencies [m] cm^-1 or None.
+
+    QM9 lists the frequencies of some near-linear molecules twice, end to end; they are left as they are.
+    """
 
     key: str
     numbers: np.ndarray
@@ -102,5 +106,5 @@ def _molecule(row):
 
 
 def _list(text):
-    """A Python-like list of the CSV as JSON: quotes doubled, `0.` completed to `0.0`."""
-    return json.loads(text.replace("'", '"').replace(".,", ".0,").replace(".]", ".0]"))
+    """A Python-like list of the CSV as JSON: quotes doubled, `0.` and `3.E-6` completed to `0.0` and `3.0E-6`."""
+    return json.loads(re.sub(r"\.(?!\d)", ".0", text.replace("'", '"')))

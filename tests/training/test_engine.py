@@ -16,17 +16,19 @@ from tests.launching import launch
 WORKERS = Path(__file__).parent / "workers"
 sys.path.insert(0, str(WORKERS))
 import tiny  # noqa: E402
+from train import train  # noqa: E402
 
 EXACT = "0-fp32-float64"
 STAGES = [f"{stage}-fp32-float32" for stage in range(4)]
-BF16 = [f"{stage}-bf16-float32" for stage in range(4)]
-OFFLOAD = [f"{stage}-fp32-float32-offload" for stage in (1, 2, 3)]
-# Ranks and micro-batches a rank, and what is trained so cut.
+BF16 = [f"{stage}-bf16-float32" for stage in (1, 2, 3)]
+OFFLOAD = [f"{stage}-fp32-float32-offload" for stage in (1, 3)]
+# Ranks and micro-batches a rank, and what is trained so cut; those at ZeRO 3 last.
 CUTS = {
-    (1, 4): sorted([EXACT, *STAGES]),
+    (1, 4): [EXACT, *STAGES[:3]],
     (2, 2): sorted([EXACT, *STAGES, *BF16, *OFFLOAD]),
-    (4, 1): sorted([EXACT, STAGES[0], STAGES[2], STAGES[3]]),
+    (4, 1): [EXACT, STAGES[2]],
 }
+SKIPS = sorted([*STAGES, *BF16, *OFFLOAD])
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +53,40 @@ def reference():
         adamw.step()
         for name, p in module.named_parameters():
             mean[name] = settings.ema_decay * mean[name] + (1 - settings.ema_decay) * p.detach()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     with torch.no_grad():
-        evaluated = float(module(*tiny.global_batch(99, torch.float64)))
+        batch = tiny.global_batch(99, torch.float64)
+        evaluated = [float(module(*batch)), float(torch.func.functional_call(module, mean, batch))]
     tensors = {"gradient": gradients, "weight": module.state_dict(), "ema": mean}
     return {"losses": losses, "norms": norms, "evaluated": evaluated, **tensors}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def workers(tmp_path_factory):
+    """ranks -> (folder of results, what each rank printed)."""
+    done = {}
+    for (ranks, accumulation), runs in CUTS.items():
+        out, said = tmp_path_factory.mktemp(f"trained-{ranks}"), []
+        if ranks == 1:
+            for run in runs:
+                train(out, accumulation, run)
+        else:
+            jobs = [f"train:{run}" for run in runs]
+            if ranks == 2:
+                jobs += [f"skip:{run}" for run in SKIPS] + [f"forces:{run}" for run in STAGES]
+            jobs.sort(key=lambda job: ":3" in job)
+            results = launch(WORKERS / "train.py", ranks, out, accumulation, *jobs, timeout=240)
+            said = [rank.stdout.split("\n")[:-1] for rank in results]
+        done[ranks] = out, said
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(workers):
     """(ranks, run) -> its numbers and tensors."""
     found = {}
-    for (ranks, accumulation), runs in CUTS.items():
-        out = tmp_path_factory.mktemp(f"trained-{ranks}")
-        launch(WORKERS / "train.py", ranks, out, accumulation, *runs, timeout=180)
+    for (ranks, _), runs in CUTS.items():
+        out, _ = workers[ranks]
         for run in runs:
             numbers = json.loads((out / f"{run}.json").read_text())
             found[ranks, run] = numbers, safetensors.torch.load_file(out / f"{run}.safetensors")
@@ -77,7 +99,7 @@ def test_every_stage_and_cut_trains_as_plain_torch(trained, reference, ranks, ru
     tolerance = 1e-10 if run == EXACT else 3e-2 if "bf16" in run else 1e-5
     assert numbers["losses"] == pytest.approx(reference["losses"], rel=tolerance)
     assert numbers["norms"] == pytest.approx(reference["norms"], rel=tolerance)
-    assert numbers["evaluated"][0] == pytest.approx(reference["evaluated"], rel=tolerance)
+    assert numbers["evaluated"] == pytest.approx(reference["evaluated"], rel=tolerance)
     assert numbers["rates"] == [learning_rate(tiny.SCHEDULE, step, tiny.STEPS) for step in range(tiny.STEPS)]
     for kind in ("gradient", "weight", "ema"):
         for name, expected in reference[kind].items():
@@ -90,7 +112,7 @@ def test_every_stage_and_cut_trains_as_plain_torch(trained, reference, ranks, ru
 
 def test_all_cuts_and_stages_agree_in_fp32(trained):
     curves = [numbers["losses"] for (_, run), (numbers, _) in trained.items() if run in [*STAGES, *OFFLOAD]]
-    assert len(curves) == 14
+    assert len(curves) == 10
     for curve in curves:
         assert curve == pytest.approx(curves[0], rel=1e-6)
 
@@ -100,10 +122,20 @@ def test_weights_hold_the_buffers(trained):
     assert tensors["weight/offset"].tolist() == [0.25]
 
 
-def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace():
-    runs = sorted([*STAGES, *BF16[1:], *OFFLOAD])
-    for rank in launch(WORKERS / "skip.py", 2, *runs, timeout=120):
-        assert rank.stdout.split("\n")[:-1] == [f"{run} ok" for run in runs]
+def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace(workers):
+    _, said = workers[2]
+    for lines in said:
+        assert [line for line in lines if "trace" in line] == [f"{run} leaves no trace" for run in SKIPS]
+
+
+def test_second_derivatives_are_right_at_every_stage(workers):
+    _, said = workers[2]
+    for lines in said:
+        assert [line for line in lines if "forces" in line] == [f"{run} gives right forces" for run in STAGES]
+
+
+def test_bf16_at_stage_0_runs_as_stage_1():
+    assert [EngineSettings(zero_stage=stage, precision="bf16").stage for stage in range(4)] == [1, 1, 2, 3]
 
 
 def test_the_wrong_number_of_micro_batches_is_refused():

@@ -1,4 +1,4 @@
-"""One rank of two: saves that fail half-way.   break_save.py RUN_DIR STAGE"""
+"""One rank of two: saves that fail half-way.   break_save.py RUN_DIR"""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from mspt.training.engine import Engine, initialise
 
 run_dir = Path(sys.argv[1])
 process = initialise()
-engine = Engine(tiny.Tiny(), tiny.settings(zero_stage=int(sys.argv[2])), tiny.SCHEDULE, tiny.STEPS)
+engine = Engine(tiny.Tiny(), tiny.settings(zero_stage=1), tiny.SCHEDULE, tiny.STEPS)
 
 
 def save(step):

@@ -1,9 +1,10 @@
 """One rank of the gradient of a fixed global batch; rank 0 writes it, parameter by parameter.
 
-gradients.py CONFIG SHARDS MICRO_BATCHES DTYPE OUT
+gradients.py MICRO_BATCHES OUT: float64 at ZeRO 0 to OUT-float64.safetensors, float32 at ZeRO 2 to OUT-float32.
 """
 
 import sys
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -16,22 +17,34 @@ from mspt.objectives import Pretraining
 from mspt.training.engine import Engine, initialise
 from mspt.training.trainer import accumulate
 
-path, shards, micro_batches, dtype, out, *overrides = sys.argv[1:]
-loaded = config.load(path, overrides)
-# Uneven on purpose, as packed micro-batches are; and one that is empty, as at the end of an epoch.
-sizes = {"1": [11], "4": [1, 0, 7, 3]}[micro_batches]
+ROOT = Path(__file__).parents[3]
+SMALL = [
+    "model.encoder.layers=2",
+    "model.encoder.channels=16",
+    "model.encoder.heads=2",
+    "model.encoder.radial_functions=8",
+    "model.specformer.channels=16",
+    "model.specformer.heads=2",
+    "model.specformer.feed_forward=32",
+    "objectives.contrast.negatives=global",
+]
+# Uneven, as packed micro-batches are, and one that is empty, as at the end of an epoch.
+SIZES = {1: [11], 4: [1, 0, 7, 3]}
+
+sizes, out = SIZES[int(sys.argv[1])], sys.argv[2]
 process = initialise()
-torch.manual_seed(0)
-module = Pretraining(loaded.model, loaded.objectives).to(getattr(torch, dtype))
-engine = Engine(module, loaded.engine, loaded.schedule, steps=10, accumulation=len(sizes) // process.world_size)
-records = list(ShardSet.open(shards).records(range(sum(sizes))))
-batches, at = [], 0
-for size in sizes:
-    batch = MoleculeBatch.from_records(records[at : at + size]).to(getattr(torch, dtype))
-    batches.append(batch.broadened(loaded.data.line_shapes))
-    at += size
-means = accumulate(engine, module, batches[process.rank :: process.world_size], Keyed(0, 0))
-gradients = engine.gradients()
-if process.rank == 0:
-    gradients["means"] = torch.tensor(list(means.values()), dtype=torch.float64)
-    safetensors.torch.save_file({name: gradient.contiguous() for name, gradient in gradients.items()}, out)
+shards = ShardSet.open(ROOT / "shards/bundled/qm9-spectra/heldout")
+for precision, stage in (("float64", 0), ("float32", 2)):
+    dtype = getattr(torch, precision)
+    loaded = config.load(ROOT / "configs/quickstart.yaml", [*SMALL, f"engine.zero_stage={stage}"])
+    torch.manual_seed(0)
+    module = Pretraining(loaded.model, loaded.objectives).to(dtype)
+    engine = Engine(module, loaded.engine, loaded.schedule, steps=10, accumulation=len(sizes) // process.world_size)
+    records = shards.records(range(sum(sizes)))
+    batches = [MoleculeBatch.from_records([next(records) for _ in range(size)]).to(dtype) for size in sizes]
+    own = [batch.broadened(loaded.data.line_shapes) for batch in batches[process.rank :: process.world_size]]
+    accumulate(engine, module, own, Keyed(0, 0))
+    gradients = engine.gradients()
+    if process.rank == 0:
+        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
+        safetensors.torch.save_file(gradients, f"{out}-{precision}.safetensors")

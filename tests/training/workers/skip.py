@@ -1,9 +1,4 @@
-"""One rank of two: a step that is not finite on rank 1 alone must leave no trace on either.
-
-skip.py RUN…   (RUN: see tiny.parse)
-"""
-
-import sys
+"""A step that is not finite on the last rank alone must leave no trace on any; see train.py for how it is run."""
 
 import tiny
 import torch
@@ -13,10 +8,9 @@ from mspt.training.schedule import ScheduleSettings
 
 CONSTANT = ScheduleSettings(kind="constant", peak=0.01)
 NAN, INF = float("nan"), float("inf")
-process = initialise()
 
 
-def train(settings, bad_steps):
+def train(process, settings, bad_steps):
     """Two good steps, the bad ones, two good ones -> (the engine, the results of the bad ones)."""
     engine = Engine(tiny.Tiny(), settings, CONSTANT, steps=10, accumulation=2)
     results = []
@@ -24,7 +18,7 @@ def train(settings, bad_steps):
         before, updates = snapshot(engine), engine.updates
         for index, batch in enumerate(tiny.micro_batches(step, process.rank, process.world_size, 2)):
             loss = engine(*batch) / tiny.BATCH
-            if bad and process.rank == 1 and index == 0:
+            if bad and process.rank == process.world_size - 1 and index == 0:
                 loss = bad(loss)
             engine.backward(loss)
         result = engine.step()
@@ -44,11 +38,12 @@ def spoil_gradient(loss):
     return loss
 
 
-for run in sys.argv[1:]:
+def skip(run):
+    process = initialise()
     settings, _ = tiny.parse(run)
-    spoiled, results = train(settings, [lambda loss: loss + INF, spoil_gradient, lambda loss: loss * NAN])
+    spoiled, results = train(process, settings, [lambda loss: loss + INF, spoil_gradient, lambda loss: loss * NAN])
     assert not any(result.grad_norm < INF for result in results)
-    clean, _ = train(settings, [])
+    clean, _ = train(process, settings, [])
     assert spoiled.done == 7 and spoiled.updates == clean.updates == 4
     for fragment in clean.fragments:  # not whole masters: what lies in their padding is never set
         ours, theirs = spoiled.fragment_state(fragment), clean.fragment_state(fragment)
@@ -56,4 +51,4 @@ for run in sys.argv[1:]:
     # Working weights too, not only the masters.
     with torch.no_grad():
         assert spoiled(*tiny.global_batch(9)) == clean(*tiny.global_batch(9))
-    print(f"{run} ok")
+    print(f"{run} leaves no trace")

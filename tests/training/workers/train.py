@@ -1,9 +1,10 @@
 """One rank of several trainings of the tiny module, one after the other: those at ZeRO 3 last, as it patches torch.
 
-    train.py OUT ACCUMULATION RUN…   (RUN: see tiny.parse)
+    train.py OUT ACCUMULATION JOB…
 
-Rank 0 writes OUT/RUN.json (losses and the like) and OUT/RUN.safetensors: gradients of the first step, final weights,
-their moving average.
+JOB: train:RUN, skip:RUN or forces:RUN (RUN: see tiny.parse). For train rank 0 writes OUT/RUN.json (losses and the like)
+and OUT/RUN.safetensors: gradients of the first step, final weights, their moving average. For the others see skip.py
+and forces.py.
 """
 
 import json
@@ -17,9 +18,9 @@ import torch.distributed as dist
 
 from mspt.training.engine import Engine, initialise
 
-out, accumulation, *runs = sys.argv[1:]
-process, accumulation = initialise(), int(accumulation)
-for run in runs:
+
+def train(out, accumulation, run):
+    process = initialise()
     settings, dtype = tiny.parse(run)
     engine = Engine(tiny.Tiny().to(dtype), settings, tiny.SCHEDULE, tiny.STEPS, accumulation)
     losses, norms, rates = [], [], []
@@ -45,7 +46,7 @@ for run in runs:
         with engine.ema_weights():
             averaged = engine(*tiny.global_batch(99, dtype))
         again = engine(*tiny.global_batch(99, dtype))
-    assert again == loss != averaged
+    assert again == loss
     weights, ema = engine.weights(), engine.weights(ema=True)
     if process.rank == 0:
         sets = {"gradient": gradients, "weight": weights, "ema": ema}
@@ -53,3 +54,14 @@ for run in runs:
         safetensors.torch.save_file(tensors, Path(out, f"{run}.safetensors"))
         numbers = {"losses": losses, "norms": norms, "rates": rates, "evaluated": [float(loss), float(averaged)]}
         Path(out, f"{run}.json").write_text(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    from forces import forces
+    from skip import skip
+
+    for kind, run in (job.split(":") for job in sys.argv[3:]):
+        if kind == "train":
+            train(sys.argv[1], int(sys.argv[2]), run)
+        else:
+            {"skip": skip, "forces": forces}[kind](run)

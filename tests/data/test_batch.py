@@ -1,0 +1,127 @@
+"""Batches from blocks, in any order and from any mixture of blocks, against the records one by one."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, broaden
+from mspt.data import block as blocks
+from mspt.data import keyed
+from mspt.data.batch import MoleculeBatch
+from mspt.data.schema import Lines
+from tests.data.molecules import plain, record, spectrum
+
+KINDS = ("missing", "values16", "values32", "lines", "no_lines")
+
+
+def mixed(count, seed=0):
+    """Records of every kind of spectrum; only every third has a target."""
+    rng = np.random.default_rng(seed)
+    return [
+        record(
+            f"mix-{seed}-{i}",
+            int(rng.integers(1, 8)),
+            seed=100 * seed + i,
+            spectra={
+                name: s
+                for j, name in enumerate(GRIDS)
+                if (s := spectrum(name, KINDS[rng.integers(5)], i + j)) is not None
+            },
+            targets={"gap": 0.1 + i, "u0": -1e4 - 1e-3 * i} if i % 3 == 0 else {},
+        )
+        for i in range(count)
+    ]
+
+
+def assert_holds(batch, records):
+    """The batch is these records in this order."""
+    assert batch.keys == tuple(r.key for r in records)
+    assert batch.records.tolist() == [keyed.word(r.key) for r in records]
+    assert batch.ptr.tolist() == np.cumsum([0] + [len(r.numbers) for r in records]).tolist()
+    assert batch.numbers.dtype == torch.int64 and batch.positions.dtype == torch.float32
+    np.testing.assert_array_equal(batch.numbers, np.concatenate([r.numbers for r in records]))
+    np.testing.assert_array_equal(batch.positions, np.concatenate([r.positions for r in records]))
+    assert batch.molecule.tolist() == [i for i, r in enumerate(records) for _ in r.numbers]
+    for name in GRIDS:
+        own = [r.spectra.get(name) for r in records]
+        assert batch.present[name].tolist() == [s is not None for s in own]
+        for i, s in enumerate(own):
+            if name in batch.spectra:
+                expected = s if isinstance(s, np.ndarray) else np.zeros(GRIDS[name].length)
+                np.testing.assert_array_equal(batch.spectra[name][i], expected)
+            else:
+                assert not isinstance(s, np.ndarray)
+            if name in batch.lines:
+                lines = batch.lines[name]
+                part = slice(*lines.ptr[i : i + 2].tolist())
+                expected = s if isinstance(s, Lines) else Lines(np.zeros(0), np.zeros(0))
+                np.testing.assert_array_equal(lines.positions[part], expected.positions)
+                np.testing.assert_array_equal(lines.strengths[part], expected.strengths)
+            else:
+                assert not isinstance(s, Lines)
+    for name in {name for r in records for name in r.targets}:
+        expected = [r.targets.get(name, np.nan) for r in records]
+        np.testing.assert_array_equal(batch.targets[name], np.array(expected))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
+def test_rows_of_several_blocks_in_any_order(sizes, data):
+    """Blocks with spectra, some blocks without any, taken in a shuffled order."""
+    parts = [mixed(size, seed) if seed % 3 != 2 else plain([3] * size) for seed, size in enumerate(sizes)]
+    chosen = [data.draw(st.permutations(range(size)))[: data.draw(st.integers(1, size))] for size in sizes]
+    pieces = [(blocks.decode(blocks.encode(part)), np.array(rows)) for part, rows in zip(parts, chosen, strict=True)]
+    together = [part[row] for part, rows in zip(parts, chosen, strict=True) for row in rows]
+    assert_holds(MoleculeBatch.from_blocks(pieces), together)
+    order = data.draw(st.permutations(range(len(together))))
+    assert_holds(MoleculeBatch.from_blocks(pieces, np.array(order)), [together[i] for i in order])
+
+
+def test_broadened_holds_every_spectrum_as_values():
+    records = mixed(12)
+    batch = MoleculeBatch.from_records(records).broadened(LINE_SHAPES)
+    assert batch.lines == {} and set(batch.spectra) == set(GRIDS)
+    for name, grid in GRIDS.items():
+        assert batch.spectra[name].shape == (12, grid.length)
+        for i, r in enumerate(records):
+            s = r.spectra.get(name)
+            expected = torch.zeros(grid.length)
+            if isinstance(s, np.ndarray):
+                expected = torch.from_numpy(s).float()
+            elif s is not None:
+                one = (torch.from_numpy(s.positions), torch.from_numpy(s.strengths))
+                expected = broaden(*one, torch.tensor([0, len(s.positions)]), grid, LINE_SHAPES[name])[0]
+            torch.testing.assert_close(batch.spectra[name][i], expected)
+    again = batch.broadened(LINE_SHAPES)
+    assert all(torch.equal(again.spectra[name], batch.spectra[name]) for name in GRIDS)
+
+
+@pytest.mark.parametrize("batch", [MoleculeBatch.empty(), MoleculeBatch.from_records([])])
+def test_empty(batch):
+    batch = batch.broadened(LINE_SHAPES)
+    assert batch.keys == () and batch.ptr.tolist() == [0]
+    assert batch.positions.shape == (0, 3) and batch.molecule.shape == (0,)
+    assert {name: tuple(s.shape) for name, s in batch.spectra.items()} == {n: (0, g.length) for n, g in GRIDS.items()}
+    assert {name: tuple(p.shape) for name, p in batch.present.items()} == dict.fromkeys(GRIDS, (0,))
+
+
+def test_no_spectra_at_all():
+    batch = MoleculeBatch.from_records(plain([2, 3])).broadened(LINE_SHAPES)
+    assert not any(present.any() for present in batch.present.values())
+    assert all(spectrum.shape[0] == 2 and not spectrum.any() for spectrum in batch.spectra.values())
+
+
+def test_to_moves_every_tensor_and_casts_only_floating_point():
+    batch = MoleculeBatch.from_records(mixed(12))
+    double = batch.to(torch.float64)
+    assert double.positions.dtype == torch.float64 and double.numbers.dtype == torch.int64
+    assert {lines.positions.dtype for lines in double.lines.values()} == {torch.float64}
+    assert {lines.ptr.dtype for lines in double.lines.values()} == {torch.int64}
+    assert {present.dtype for present in double.present.values()} == {torch.bool}
+    away = batch.to("meta")
+    tensors = [away.records, away.numbers, away.positions, away.ptr, *away.spectra.values(), *away.present.values()]
+    tensors += [*away.targets.values(), *(part for lines in away.lines.values() for part in lines)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert away.keys == batch.keys

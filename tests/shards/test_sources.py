@@ -1,0 +1,165 @@
+"""Where molecules come from: QM9, lists of SMILES, and the folder of computed spectra."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("rdkit")
+
+from mspt.data.schema import Lines, validate
+from mspt.errors import UserError
+from shards.sources import computed, qm9
+
+HARTREE = 27.211386245988
+# From the published files dsgdb9nsd_000001.xyz and dsgdb9nsd_000003.xyz (Ramakrishnan et al., 2014).
+PUBLISHED = {
+    "mu": (0.0, 1.8511, 1),
+    "alpha": (13.21, 6.31, 1),
+    "homo": (-0.3877, -0.2928, HARTREE),
+    "lumo": (0.1171, 0.0687, HARTREE),
+    "gap": (0.5048, 0.3615, HARTREE),
+    "r2": (35.3641, 19.0002, 1),
+    "zpve": (0.044749, 0.021375, HARTREE),
+    "u0": (-40.47893, -76.404702, HARTREE),
+    "u298": (-40.476062, -76.401867, HARTREE),
+    "h298": (-40.475117, -76.400922, HARTREE),
+    "g298": (-40.498597, -76.422349, HARTREE),
+    "cv": (6.469, 6.002, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def first():
+    return list(itertools.islice(qm9.molecules(), 300))
+
+
+def test_targets_are_those_published(first):
+    methane, water = first[0], first[2]
+    assert set(methane.targets) == set(PUBLISHED) == set(qm9.TARGET_UNITS)
+    for name, (of_methane, of_water, factor) in PUBLISHED.items():
+        assert methane.targets[name] == pytest.approx(of_methane * factor, rel=1e-9), name
+        assert water.targets[name] == pytest.approx(of_water * factor, rel=1e-9), name
+        assert (qm9.TARGET_UNITS[name] == "eV") == (factor == HARTREE), name
+
+
+def test_molecules_of_qm9(first):
+    assert [m.key for m in first[:3]] == ["qm9-000001", "qm9-000002", "qm9-000003"]
+    water = first[2]
+    assert (water.smiles, water.numbers.tolist()) == ("O", [8, 1, 1])
+    oxygen, *hydrogens = water.positions
+    for hydrogen in hydrogens:
+        assert np.linalg.norm(hydrogen - oxygen) == pytest.approx(0.962, abs=0.002)
+    np.testing.assert_allclose(water.frequencies, [1671.4, 3803.6, 3907.7], atol=0.1)
+    # The published zero-point energy is half a quantum of each mode.
+    for molecule in first[:28]:
+        zero_point = molecule.frequencies.sum() / 2 / 8065.544
+        assert molecule.targets["zpve"] == pytest.approx(zero_point, abs=2e-4), molecule.key
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("['C','H']", ["C", "H"]),
+        ("[[0.,-1.5],[2.,3.]]", [[0.0, -1.5], [2.0, 3.0]]),
+        ("[7.E-6,-1.25E-05,10.]", [7e-6, -1.25e-5, 10.0]),
+    ],
+)
+def test_odd_numbers_of_the_csv_are_read(text, value):
+    assert qm9._list(text) == value
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
+def test_a_smaller_choice_is_a_prefix_of_a_larger_one(n, a, b, seed):
+    molecules = list(range(n))
+    small, large = sorted((min(a, n), min(b, n)))
+    chosen = qm9.choose(molecules, large, seed)
+    assert len(set(chosen)) == large
+    assert chosen[:small] == qm9.choose(molecules, small, seed)
+    assert sorted(qm9.choose(molecules, n, seed)) == molecules
+
+
+@pytest.fixture(scope="module")
+def smiles_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("smiles") / "some.smi"
+    path.write_text("O water\n\nC\nnot-a-smiles broken\nN ammonia\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(smiles_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("computed") / "out"
+    computed.main(["--molecules", str(smiles_file), "--out", str(out), "--processes", "1"])
+    return out
+
+
+def test_molecules_of_a_smiles_file(smiles_file):
+    water, methane, broken, ammonia = computed.smiles_molecules(smiles_file)
+    assert [water.key, methane.key, ammonia.key] == ["water", "some-000003", "ammonia"]
+    assert [len(m.numbers) for m in (water, methane, ammonia)] == [3, 5, 4]
+    assert np.linalg.norm(water.positions[0] - water.positions[1]) == pytest.approx(0.97, abs=0.03)
+    key, reason = broken
+    assert key == "broken"
+    assert f"{smiles_file}:4" in reason
+    assert "not-a-smiles" in reason
+    again = next(iter(computed.smiles_molecules(smiles_file)))
+    np.testing.assert_array_equal(water.positions, again.positions)
+
+
+def test_a_folder_of_results(finished):
+    records, refused, provenance = computed.records(finished)
+    records = list(records)
+    assert [record.key for record in records] == ["ammonia", "some-000003", "water"]
+    for record in records:
+        validate(record)
+        assert set(record.spectra) == set(record.methods) == {"uv_vis", "ir", "raman"}
+        assert all(isinstance(lines, Lines) and len(lines.positions) for lines in record.spectra.values())
+        assert all(lines.strengths.min() > computed.WEAKEST[name] for name, lines in record.spectra.items())
+    assert [(row["key"], row["field"]) for row in refused] == [("broken", "spectra")]
+    assert provenance["methods"] == {"ir": "GFN2-xTB", "raman": "GFN2-xTB", "uv_vis": "TD-B3LYP/def2-SVP"}
+    assert "SMILES" in provenance["source"]
+
+
+def test_a_torn_last_line_is_computed_again(finished, smiles_file, tmp_path, capsys):
+    whole = (finished / "results.jsonl").read_bytes()
+    kept = whole.splitlines(keepends=True)
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "results.jsonl").write_bytes(b"".join(kept[:2]) + kept[2][:-40])
+    (torn / "rejects.jsonl").write_bytes((finished / "rejects.jsonl").read_bytes())
+    assert [row["key"] for row in computed.rows(torn / "results.jsonl")] == [
+        json.loads(line)["key"] for line in kept[:2]
+    ]
+    assert (torn / "results.jsonl").read_bytes().endswith(kept[2][:-40])  # a reader leaves the file as it is
+
+    computed.run(list(computed.smiles_molecules(smiles_file)), torn, processes=1)
+    assert "3 molecules done, 1 to do" in capsys.readouterr().out
+    again = (torn / "results.jsonl").read_bytes().splitlines(keepends=True)
+    assert again[:2] == kept[:2]
+    before, after = json.loads(kept[2]), json.loads(again[2])
+    del before["seconds"], after["seconds"]
+    assert after == before
+    assert len(again) == 3
+    assert (torn / "rejects.jsonl").read_bytes() == (finished / "rejects.jsonl").read_bytes()
+
+
+def test_a_molecule_that_becomes_another_one_is_refused():
+    """Hydrogen and fluorine 1.5 Å apart have no bond; relaxed they have."""
+    apart = qm9.Molecule("apart", np.array([9, 1]), np.array([[0.0, 0, 0], [0, 0, 1.5]]), "", {})
+    with pytest.raises(ValueError, match="bonds changed"):
+        computed.compute(apart)
+    assert computed._work(apart) == {"key": "apart", "smiles": "", "reason": "bonds changed while relaxing by GFN2-xTB"}
+
+
+def test_bonds():
+    numbers, positions = np.array([8, 1, 1]), np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    assert computed.bonds(numbers, positions) == {(0, 1), (0, 2)}
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no results\.jsonl"):
+        computed.records(tmp_path)

@@ -1,0 +1,128 @@
+"""The command line: what a user can fix is said in one line, with exit code 2 and without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+
+from mspt import cli
+from mspt.models import encoders
+from shards import build
+from tests.end_to_end.runs import ROOT, SHARDS, command, environment, run
+
+CONFIG = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def refusal(capsys, main, arguments):
+    """Run a main() that must refuse -> the one line that it says."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.stpes=5", "did you mean steps?"),
+        ("training.steps=many", "training.steps is 'many'"),
+        ("data.train=nowhere", "nowhere/manifest.json"),
+        ("data.heldout=nowhere", "nowhere/manifest.json"),
+        ("model.init=nowhere", "model.init=nowhere"),
+        ("data.budget={molecules: 8, atoms: 5}", "data.budget.atoms is 5"),
+    ],
+)
+def test_pretrain_refuses(capsys, tmp_path, override, expected):
+    arguments = [f"data.train={SHARDS}", "data.heldout=null", "model.init=null", f"run.dir={tmp_path}/run", override]
+    assert expected in refusal(capsys, cli.main, ["pretrain", "--config", CONFIG, *arguments])
+    assert not (tmp_path / "run").exists()
+
+
+def test_export_without_a_run(capsys, tmp_path):
+    assert "no checkpoint" in refusal(capsys, cli.main, ["checkpoint", "export", str(tmp_path), str(tmp_path / "out")])
+
+
+def test_debug_shows_the_traceback(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--debug", "--config", CONFIG, "training.stpes=5"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_missing_shard(capsys, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for file in SHARDS.iterdir():
+        if file.suffix != ".tar":
+            (folder / file.name).write_bytes(file.read_bytes())
+    said = refusal(capsys, cli.main, ["pretrain", "--config", CONFIG, f"data.train={folder}", "data.heldout=null"])
+    assert "shard-00000.tar" in said
+    assert "missing" in said
+
+
+def test_an_unknown_element(capsys, tmp_path):
+    """Refused when shards are built: listed by default, fatal with --strict."""
+    row = {
+        "key": "odd",
+        "smiles": "",
+        "numbers": [119, 1],
+        "positions": [[0, 0, 0], [0, 0, 1]],
+        "targets": {},
+        "method": {},
+        "seconds": {"vibrations": 0, "excitations": 0},
+        **dict.fromkeys(("ir", "raman", "uv_vis"), [[1000.0], [1.0]]),
+    }
+    good = row | {"key": "good", "numbers": [9, 1]}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, good)))
+    arguments = ["computed", "--from", str(tmp_path), "--out", str(tmp_path / "out")]
+    said = refusal(capsys, build.main, [*arguments, "--strict"])
+    assert "odd" in said
+    assert "119 is not an atomic number" in said
+    build.main(arguments)
+    rejects = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert [(reject["key"], reject["field"]) for reject in map(json.loads, rejects)] == [("odd", "numbers")]
+
+
+def test_ranks_that_do_not_divide_the_lanes(tmp_path):
+    done = subprocess.run(
+        command(tmp_path / "run", 3, 2), env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "data.lanes is 2, which 3 ranks do not divide" in done.stderr
+
+
+def test_a_run_from_start_to_export(tmp_path):
+    """One process, with evaluation: the files and the numbers that the README promises."""
+    run(tmp_path / "run", 1, 2, f"data.heldout={SHARDS}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_mse", "masked_mse"):
+        assert summary["heldout"][name] > 0
+    assert summary["heldout"]["masked_mse_baseline"] > 0
+    assert summary["train"]["molecules_per_second"] > 0
+    assert summary["train"]["records_seen"] > 0
+    assert summary["train"]["seconds"] > 0
+    assert 0 <= summary["data"]["wait_fraction"] < 1
+    assert (summary["world_size"], summary["zero_stage"], summary["kernels"]) == (1, 1, "reference")
+    for name in ("losses", "reconstructions", "retrieval"):
+        assert (tmp_path / "run" / "figures" / f"{name}.png").stat().st_size > 10_000
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+    exported = tmp_path / "exported"
+    assert cli.main(["checkpoint", "export", str(tmp_path / "run"), str(exported)]) is None
+    first, second = (safetensors.torch.load_file(d / "model.safetensors") for d in (tmp_path / "run/encoder", exported))
+    assert all((first[name] == second[name]).all() for name in first)
+    encoder = encoders.build(encoders.parse(json.loads((exported / "config.json").read_text())))
+    encoder.load_state_dict(second)
+
+
+def test_console_script():
+    """`mspt` is installed beside the interpreter and knows its commands."""
+    script = os.path.join(os.path.dirname(sys.executable), "mspt")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "pretrain" in done.stdout
