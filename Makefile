@@ -21,6 +21,8 @@ pretrain: env ## pre-train in two stages on the bundled molecules, as two proces
 	$(BIN)/python launch/local.py --processes 2 --config configs/quickstart-stage1.yaml
 	$(BIN)/python launch/local.py --processes 2 --config configs/quickstart.yaml
 
+# Many small pieces of work: threads would only fight over the cores.
+test: export OMP_NUM_THREADS = 1
 test: lint ## check the style and the arrows between folders, then run all tests
 	$(BIN)/pytest
 

@@ -22,7 +22,7 @@ class Rank:
     stderr: str
 
 
-def launch(script, world_size, *arguments, timeout=90, check=True, grace=15, env=None):
+def launch(script, world_size, *arguments, timeout=600, check=True, grace=60, env=None):
     """Run `python script arguments…` as world_size gloo ranks on the CPU -> a Rank for each.
 
     timeout: seconds for all of it. After one rank has failed the others have grace seconds to notice, then they are

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mspt.data.order import EpochOrder, permutation
+from mspt.data.order import EpochOrder
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 
@@ -70,7 +70,15 @@ def test_every_permutation_is_as_likely():
 
 def test_the_order_is_pinned():
     """Checkpoints carry a position in this order: whoever changes it must know that they do."""
-    assert permutation(8, 0, 0, "blocks").tolist() == [0, 6, 7, 4, 5, 3, 2, 1]
+    order = EpochOrder(np.array([3, 2, 4, 1, 3]), 0, 0)
+    lanes = [order.lane(lane, 2, 2) for lane in range(2)]
+    assert [list(zip(blocks.tolist(), rows.tolist(), strict=True)) for blocks, rows, _ in lanes] == [
+        [(0, 0), (4, 2), (4, 0), (0, 2), (4, 1), (0, 1)],
+        [(2, 1), (2, 3), (3, 0), (2, 2), (2, 0), (1, 1), (1, 0)],
+    ]
+
+
+def test_torch_random_state_is_left_alone():
     state = torch.random.get_rng_state()
     EpochOrder(np.ones(5, np.int64), 0, 0).lane(0, 1, 2)
     assert torch.equal(state, torch.random.get_rng_state())

@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
         # Those at ZeRO 3 last: it leaves torch patched.
         specs = [":".join([name(*job), job[1], *([name(*job[2])] if len(job) > 2 else [])]) for job in jobs]
         ordered = sorted(specs, key=lambda spec: spec.split(":")[1].startswith("3"))
-        losses.update(json.loads(launch(WORKERS / "resume.py", world_size, out, *ordered, timeout=180)[0].stdout))
+        losses.update(json.loads(launch(WORKERS / "resume.py", world_size, out, *ordered)[0].stdout))
 
     perform(2, WHOLE)
     perform(2, [job for job in RESUMED if job[0] == 2])
@@ -100,7 +100,7 @@ def test_every_element_is_written_once(runs):
 
 
 def test_a_save_that_breaks_loses_nothing(tmp_path):
-    ranks = launch(WORKERS / "break_save.py", 2, tmp_path, check=False, grace=30)
+    ranks = launch(WORKERS / "break_save.py", 2, tmp_path, check=False)
     assert [rank.stdout for rank in ranks] == ["refused\n"] * 2, ranks
     assert ranks[1].returncode == -9 and ranks[0].returncode != 0
     assert "DAMAGED CHECKPOINT" in ranks[0].stderr and "rank-00001.safetensors" in ranks[0].stderr

@@ -75,7 +75,7 @@ def workers(tmp_path_factory):
             if ranks == 2:
                 jobs += [f"skip:{run}" for run in SKIPS] + [f"forces:{run}" for run in STAGES]
             jobs.sort(key=lambda job: ":3" in job)
-            results = launch(WORKERS / "train.py", ranks, out, accumulation, *jobs, timeout=240)
+            results = launch(WORKERS / "train.py", ranks, out, accumulation, *jobs)
             said = [rank.stdout.split("\n")[:-1] for rank in results]
         done[ranks] = out, said
     return done

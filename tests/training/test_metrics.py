@@ -37,6 +37,9 @@ def test_what_is_logged_is_read(tmp_path):
 def test_a_resumed_run_has_no_double_points(tmp_path):
     """Steps 30 and 40 come after the checkpoint of step 20: the resumed run takes them again."""
     log(tmp_path, (10, 20, 30, 40))
+    log(tmp_path, (), start=20)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [10, 20]
+    assert curve(tmp_path) == pytest.approx({10: 0.1, 20: 0.05})
     log(tmp_path, (30, 40, 50), start=20, scale=2.0)
     rows = metrics.read(tmp_path)
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
