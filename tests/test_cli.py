@@ -74,7 +74,7 @@ def test_an_unknown_element(capsys, tmp_path):
         "targets": {},
         "method": {},
         "seconds": {"vibrations": 0, "excitations": 0},
-        **dict.fromkeys(("ir", "raman", "uv_vis"), [[1000.0], [1.0]]),
+        **{name: [[1000.0], [1.0]] for name in ("ir", "raman", "uv_vis")},
     }
     good = row | {"key": "good", "numbers": [9, 1]}
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, good)))

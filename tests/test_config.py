@@ -40,7 +40,9 @@ def test_published_constants():
 
 
 def test_overrides_and_round_trip():
-    loaded = config.load(QUICKSTART, ["training.steps=7", "schedule.peak=4e-4", "data.heldout=null", "run.dir=else/where"])
+    loaded = config.load(
+        QUICKSTART, ["training.steps=7", "schedule.peak=4e-4", "data.heldout=null", "run.dir=else/where"]
+    )
     assert (loaded.training.steps, loaded.schedule.peak, loaded.data.heldout) == (7, 4e-4, None)
     assert config.parse(yaml.safe_load(config.dump(loaded)), "dump") == loaded
 

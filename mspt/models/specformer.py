@@ -47,8 +47,8 @@ class SpecFormerSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self):
-        if self.channels % self.heads:
-            raise ValueError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
+        if self.channels % self.heads or self.channels % 2:
+            raise ValueError(f"channels ({self.channels}) must be even and a multiple of heads ({self.heads})")
         for name in SPECTRA:
             if name not in self.patches:
                 raise ValueError(f"patches lacks {name}; give its length and stride")
@@ -67,11 +67,25 @@ class SpecFormer(nn.Module):
         d = settings.channels
         self.embed = nn.ModuleDict({name: nn.Linear(settings.patches[name].length, d) for name in SPECTRA})
         tokens = sum(self.patch_counts.values())
-        self.positions = nn.Parameter(torch.randn(tokens, d) * 0.02)  # of all spectra, end to end
+        self.positions = nn.Parameter(waves(tokens, d))  # of all spectra, end to end
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
         self.readout = nn.Linear(tokens * d, width)
         self.readout_norm = nn.LayerNorm(width)
         self.predict = nn.ModuleDict({name: nn.Linear(d, settings.patches[name].length) for name in SPECTRA})
+        self._initialise()
+
+    def _initialise(self):
+        """Initial values from which reading a masked patch off its neighbours is soon learnt.
+
+        Positions are waves, and half of the heads look one patch back, half one ahead: keys see a position turned by
+        one patch. Patches are small numbers, so their embedding starts larger than is usual, the prediction near zero.
+        """
+        for layer in self.layers:
+            layer.look_beside()
+        for name in SPECTRA:
+            for linear, deviation in ((self.embed[name], 0.2), (self.predict[name], 0.02)):
+                nn.init.normal_(linear.weight, std=deviation)
+                nn.init.zeros_(linear.bias)
 
     def unfold(self, name, values):
         """Windows over values [m, L] of a spectrum -> [m, N, P]."""
@@ -120,6 +134,24 @@ class SpecFormer(nn.Module):
         return {name: self.predict[name](tokens[name]) for name in SPECTRA}
 
 
+def frequencies(d):
+    """Of waves over patches, [d / 2] in radians a patch: from one that tells neighbours apart to one of 126 patches."""
+    return 1.5 * 30.0 ** -torch.arange(0, 1, 2 / d)
+
+
+def waves(tokens, d):
+    """Sines and cosines of the token's number, [tokens, d]."""
+    angle = torch.arange(tokens)[:, None] * frequencies(d)
+    return torch.cat([torch.sin(angle), torch.cos(angle)], 1)
+
+
+def turned(d, patches):
+    """The matrix [d, d] that takes the waves of token t to those of token t − patches."""
+    angle = frequencies(d) * patches
+    cos, sin = torch.diag(torch.cos(angle)), torch.diag(torch.sin(angle))
+    return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+
+
 class Layer(nn.Module):
     """Post-norm transformer layer whose attention scores add to those of the layers before."""
 
@@ -133,6 +165,17 @@ class Layer(nn.Module):
         self.down = nn.Linear(settings.feed_forward, d)
         norm = TokenLayerNorm if settings.norm == "layer" else TokenBatchNorm
         self.attention_norm, self.feed_norm = norm(d), norm(d)
+
+    @torch.no_grad()
+    def look_beside(self):
+        """Start with heads that attend to the token before (even ones) or after (odd ones) their own."""
+        d = self.qkv.in_features
+        q, k, _ = self.qkv.weight.view(3, self.heads, d // self.heads, d)
+        for head in range(self.heads):
+            # Scores of the order of 10 between tokens that match: sharp, and not yet saturated.
+            q[head] = 3.0 / math.sqrt(d) * torch.randn(d // self.heads, d)
+            k[head] = q[head] @ turned(d, 1 if head % 2 else -1)
+        nn.init.zeros_(self.qkv.bias)
 
     def forward(self, x, queries, keys, mask, whole):
         """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T]."""

@@ -23,6 +23,7 @@ from mspt.errors import UserError
 from mspt.settings import Settings
 from mspt.training import partition
 from mspt.training.schedule import learning_rate
+from mspt.training.slurm import launcher_variables
 
 LAUNCHED_WITH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Gradients are reduced in buckets of at most so many elements; DeepSpeed's own default keeps 2 GB for one.
@@ -74,13 +75,16 @@ class StepResult:
 def initialise():
     """Join the processes of this run -> Process. Without a launcher: a run of one.
 
-    Launchers (torchrun, launch/) set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. NCCL on GPUs, gloo on
-    CPUs. Calling it again returns the same Process. Raises UserError where the environment is set in part.
+    Launchers (torchrun, launch/) set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under srun they follow
+    from SLURM's variables. NCCL on GPUs, gloo on CPUs. Calling it again returns the same Process. Raises UserError
+    where the environment is set in part.
     """
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     deepspeed = _deepspeed()
+    if "RANK" not in os.environ:
+        os.environ.update(launcher_variables(os.environ))
     missing = [name for name in LAUNCHED_WITH if name not in os.environ]
     if len(missing) == len(LAUNCHED_WITH):
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
@@ -93,7 +97,8 @@ def initialise():
     os.environ.setdefault("LOCAL_RANK", "0")
     device = torch.device("cpu")
     if on_gpu:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        # A launcher may show each rank one GPU alone.
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized() and not on_gpu:
         # Gloo's threads must end before the interpreter does, or it may abort a rank that is done.

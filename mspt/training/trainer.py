@@ -150,7 +150,7 @@ class Trainer:
         )
         if self.skipped >= self.config.training.max_skipped:
             raise UserError(
-                f"{self.skipped} steps in a row were not finite; their records are in {self.dir}/not-finite-step-*.json; "
+                f"{self.skipped} steps in a row were not finite; records in {self.dir}/not-finite-step-*.json; "
                 "lower schedule.peak or set engine.clip"
             )
 

@@ -59,7 +59,11 @@ def run(folder, processes, steps, *overrides):
 def run_and_kill(folder, processes, steps, at, everyone):
     """Start a run and SIGKILL it once it has logged step `at`: every process at once, or its last rank alone."""
     started = subprocess.Popen(
-        command(folder, processes, steps), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, processes, steps),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     end = time.monotonic() + 180
     while len(metrics.read(folder)) < at:

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends where an uninterrupted one does; what it is spread over changes nothing."""
+"""A run that is killed and started again ends where an uninterrupted one does, on any number of ranks."""
 
 import random
 import shutil

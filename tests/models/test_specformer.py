@@ -55,7 +55,7 @@ def test_hidden_points_are_those_of_masked_patches():
 
 
 def by_recursion(model, patches, present):
-    """One molecule after the other, only the tokens that are there, with explicit scores S_l = Q_l K_lᵀ/√D + S_{l−1}."""
+    """One molecule after the other, only its own tokens, with explicit scores S_l = Q_l K_lᵀ/√D + S_{l−1}."""
     heads, readouts, all_tokens = model.settings.heads, [], []
     positions = dict(zip(SPECTRA, model.positions.split(list(model.patch_counts.values())), strict=True))
     for i in range(len(present["ir"])):

@@ -64,7 +64,7 @@ def final(out, job):
 @pytest.mark.parametrize("job", RESUMED, ids=lambda job: name(*job))
 def test_resumed_as_if_never_interrupted(runs, job):
     out, losses = runs
-    world_size, run, source = job
+    _, run, source = job
     # A run that goes on in another precision than it began in has no uninterrupted twin: it must come near.
     tolerance = 1e-6 if "bf16" not in run + source[1] else 2e-2
     assert losses[name(*job)] == pytest.approx(losses[name(*source)], rel=tolerance)

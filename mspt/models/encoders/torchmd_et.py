@@ -133,7 +133,7 @@ class Layer(nn.Module):
 
 
 class WhitenedNorm(nn.Module):
-    """kernels.whiten with a learned weight per channel. regular: times ε, what is added to the covariance's diagonal."""
+    """kernels.whiten with a learned weight a channel. regular: what is added to the covariance's diagonal, times ε."""
 
     epsilon = 1e-5
 

@@ -47,8 +47,11 @@ if process.rank == 1:
 try:
     save(3)
 except UserError as error:
-    assert "rank 1 says" in str(error) and "No space left" in str(error), error
-    print("refused", flush=True)
+    said = str(error)
+else:
+    said = "nothing"
+assert "rank 1 says" in said and "No space left" in said, said
+print("refused", flush=True)
 assert checkpoint.latest(run_dir) == second
 
 
