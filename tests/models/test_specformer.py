@@ -194,7 +194,7 @@ def test_low_precision_weights():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"heads": 3}, "channels \\(8\\) must be a multiple of heads \\(3\\)"),
+        ({"heads": 3}, "channels \\(8\\) must be even and a multiple of heads \\(3\\)"),
         ({"patches": {"ir": {"length": 50, "stride": 25}}}, "patches lacks uv_vis"),
         ({"patches": COARSE | {"uv_vis": {"length": 702, "stride": 1}}}, "patches.uv_vis.length is longer than"),
     ],
