@@ -119,6 +119,12 @@ def test_a_run_from_start_to_export(tmp_path):
     encoder = encoders.build(encoders.parse(json.loads((exported / "config.json").read_text())))
     encoder.load_state_dict(second)
 
+    # The run folder belongs to one order of the data.
+    other = command(tmp_path / "run", 1, 3, "data.window=3")
+    done = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "was made with data.window = 2, now it is 3" in done.stderr
+
 
 def test_console_script():
     """`mspt` is installed beside the interpreter and knows its commands."""

@@ -73,7 +73,9 @@ class Trainer:
         self.counts = dict.fromkeys(COUNTS, 0.0)
         if newest is not None:
             state = checkpoint.load(self.engine, newest)
+            self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
+        self.saved = self.done if newest is not None else None
         self.window = dict.fromkeys(COUNTS, 0.0)
         self.skipped = 0
         leads = self.process.rank == 0
@@ -84,6 +86,27 @@ class Trainer:
         if newest is not None:
             self.progress.note(f"resuming from {newest}: step {self.done}")
 
+    def _order(self):
+        """What fixes the order of the data; a position means something only where it is the same."""
+        data = self.config.data
+        return {
+            "seed": self.config.seed,
+            "data.lanes": data.lanes,
+            "data.window": data.window,
+            "data.budget": data.budget.model_dump(mode="json"),
+            "data.train (its index)": self.train_set.manifest["index_sha256"],
+        }
+
+    def _check_same_order(self, state, newest):
+        """Raise UserError where this configuration would go on with other data than the checkpoint's run."""
+        for name, value in self._order().items():
+            then = state.extra["order"][name]
+            if then != value:
+                raise UserError(
+                    f"{newest}: was made with {name} = {then}, now it is {value}; set it back, or start a new run.dir "
+                    f"with model.init={self.dir}"
+                )
+
     def run(self):
         """Train to the last step, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
@@ -92,7 +115,7 @@ class Trainer:
             steps = self._most(self.stream.steps(epoch))
             self._epoch(epoch, at, min(steps, at + total - self.done), steps)
         self.progress.close()
-        if checkpoint.latest(self.dir) is None or self.done % self.config.checkpoint.every:
+        if self.saved != self.done:
             self._save()
         summary = self._finish()
         self.metrics.close()
@@ -182,8 +205,9 @@ class Trainer:
             position=self.position,
             seed=self.config.seed,
             config=self.config.model_dump(mode="json"),
-            extra={"counts": self.counts},
+            extra={"counts": self.counts, "order": self._order()},
         )
+        self.saved = self.done
         if self.process.rank == 0:
             checkpoint.prune(self.dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
 
