@@ -19,7 +19,7 @@ def gradients(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
     result = {}
     for ranks, micro_batches in ((1, 1), (1, 4), (2, 4), (4, 4)):
-        launch(WORKER, ranks, micro_batches, folder / f"{ranks}-{micro_batches}", timeout=180)
+        launch(WORKER, ranks, micro_batches, folder / f"{ranks}-{micro_batches}", timeout=600)
         for precision in ("float64", "float32"):
             path = folder / f"{ranks}-{micro_batches}-{precision}.safetensors"
             result[ranks, micro_batches, precision] = safetensors.torch.load_file(path)
