@@ -51,19 +51,29 @@ def main(arguments=None):
     options = build_parser().parse_args(arguments)
     try:
         options.run_command(options)
+        _leave(0)
     except UserError as error:
         if options.debug:
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
         print(f"mspt: error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            # The other ranks may wait in a collective that this one will not join: leave without clean-up.
-            sys.stdout.flush()
-            os._exit(2)
+        _leave(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("mspt: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave(code):
+    """End a rank of several at once, without the interpreter's clean-up.
+
+    After an error the others may wait in a collective that this one will not join; and gloo's threads now and then
+    abort a process that is done ("terminate called without an active exception").
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Runs a script and leaves at once when it is done: gloo's threads now and then abort a process that cleans up.
+RUN = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+sys.stdout.flush()
+os._exit(0)
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ def launch(script, world_size, *arguments, timeout=600, check=True, grace=60, en
         processes = []
         for rank, (out, err) in enumerate(files):
             with out.open("wb") as stdout, err.open("wb") as stderr:
-                command = [sys.executable, str(script), *map(str, arguments)]
+                command = [sys.executable, "-c", RUN, str(script), *map(str, arguments)]
                 own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 processes.append(subprocess.Popen(command, env=own, stdout=stdout, stderr=stderr))
         try:

@@ -10,7 +10,7 @@ from mspt.data.shardset import ShardSet
 from mspt.training import checkpoint
 from tests.end_to_end.runs import SHARDS, run, run_and_kill
 
-STEPS = 11  # more than two epochs
+STEPS = 13  # more than two epochs
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mspt.training.engine import LAUNCHED_WITH
 from mspt.training.slurm import launcher_variables
 from tests.end_to_end.runs import ROOT
 
@@ -44,9 +45,12 @@ def test_two_tasks_add_up():
     script = (
         "import torch; from mspt.training.engine import all_reduce, initialise\n"
         "process = initialise(); total = torch.tensor(process.rank + 1); all_reduce(total)\n"
-        "print(process.world_size, int(total))"
+        "print(process.world_size, int(total), flush=True); import os; os._exit(0)"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    launched = {*LAUNCHED_WITH, "LOCAL_RANK"}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") and name not in launched
+    }
     shared = clean | TASK | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "PYTHONPATH": str(ROOT)}
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     tasks = [
