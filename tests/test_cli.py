@@ -98,7 +98,7 @@ def test_ranks_that_do_not_divide_the_lanes(tmp_path):
 
 def test_a_run_from_start_to_export(tmp_path):
     """One process, with evaluation: the files and the numbers that the README promises."""
-    run(tmp_path / "run", 1, 2, f"data.heldout={SHARDS}")
+    run(tmp_path / "run", 1, 2, f"data.heldout={SHARDS}", "engine.ema_decay=0.9")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_mse", "masked_mse"):
         assert summary["heldout"][name] > 0
@@ -120,7 +120,7 @@ def test_a_run_from_start_to_export(tmp_path):
     encoder.load_state_dict(second)
 
     # The run folder belongs to one order of the data.
-    other = command(tmp_path / "run", 1, 3, "data.window=3")
+    other = command(tmp_path / "run", 1, 3, "data.window=3", "engine.ema_decay=0.9")
     done = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "was made with data.window = 2, now it is 3" in done.stderr

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -214,12 +215,15 @@ class Trainer:
     def _finish(self):
         """Evaluate, export, draw and sum up -> the summary on rank 0."""
         config, evaluation = self.config, None
+        averaged = config.engine.ema_decay is not None
         if self.heldout_set is not None:
             self.progress.note("evaluating on the held-out set")
-            evaluation = evaluate(
-                self.engine, self.module, self.heldout_set, self.train_set, config.data, config.seed, self.device
-            )
-        weights = self.engine.weights(ema=config.engine.ema_decay is not None)
+            # What is measured is what is exported.
+            with self.engine.ema_weights() if averaged else nullcontext():
+                evaluation = evaluate(
+                    self.engine, self.module, self.heldout_set, self.train_set, config.data, config.seed, self.device
+                )
+        weights = self.engine.weights(ema=averaged)
         if self.process.rank != 0:
             return None
         export_encoder(weights, config.model.encoder, self.dir / "encoder")
