@@ -2,13 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from launch.local import free_port
 
 ROOT = Path(__file__).parent.parent
 # Runs a script and leaves at once when it is done: gloo's threads now and then abort a process that cleans up.
@@ -37,7 +38,7 @@ def launch(script, world_size, *arguments, timeout=600, check=True, grace=60, en
     timeout: seconds for all of it. After one rank has failed the others have grace seconds to notice, then they are
     killed. check: raise AssertionError with the first failing rank's output unless all end with 0.
     """
-    shared = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(world_size))
+    shared = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(world_size))
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **(env or {})}
     with tempfile.TemporaryDirectory() as directory:
         files = [[Path(directory, f"{name}-{rank}") for name in ("out", "err")] for rank in range(world_size)]
@@ -69,9 +70,3 @@ def _wait(processes, end, grace):
         if any(process.poll() for process in processes):
             end, grace = min(end, time.monotonic() + grace), float("inf")
         time.sleep(0.05)
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.settings import Settings
+from mspt.training.engine import gather_objects, rank_and_size
 
 SCHEMA = 1
 PARTIAL = ".partial"  # at the end of the name of a folder that is being written or removed
@@ -104,11 +104,11 @@ def latest(run_dir):
     A checkpoint with a file missing, of the wrong size or of the wrong checksum is passed over, with a warning. Raises
     UserError where there are checkpoints but none is whole.
     """
-    rank, world_size = _rank_and_size()
+    rank, world_size = rank_and_size()
     # One rank looks, so that all agree on what is there whatever a shared file system shows them.
-    candidates = _gather(_published(run_dir) if rank == 0 else None)[0]
+    candidates = gather_objects(_published(run_dir) if rank == 0 else None)[0]
     for directory in reversed(candidates):
-        fault = next(filter(None, _gather(_fault(directory, rank, world_size))), None)
+        fault = next(filter(None, gather_objects(_fault(directory, rank, world_size))), None)
         if fault is None:
             return directory
         if rank == 0:
@@ -251,7 +251,7 @@ def _together(final, action):
         result = action() if action else None
     except (OSError, SafetensorError) as error:
         fault = str(error)
-    outcomes = _gather((result, fault))
+    outcomes = gather_objects((result, fault))
     for rank, (_, fault) in enumerate(outcomes):
         if fault:
             raise UserError(
@@ -325,20 +325,6 @@ def _flush(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _rank_and_size():
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _gather(value):
-    """The values of all ranks, by rank."""
-    world_size = _rank_and_size()[1]
-    if world_size == 1:
-        return [value]
-    values = [None] * world_size
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _versions():

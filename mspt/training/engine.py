@@ -113,6 +113,21 @@ def all_reduce(tensor, op=dist.ReduceOp.SUM):
         dist.all_reduce(tensor, op=op)
 
 
+def rank_and_size():
+    """(rank, world size) of the processes joined so far; (0, 1) before."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather_objects(value):
+    """The values of all ranks, by rank."""
+    _, world_size = rank_and_size()
+    if world_size == 1:
+        return [value]
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 class Engine:
     """A module under DeepSpeed. module: model and objectives together, the only thing wrapped; all of it is trained.
 

@@ -1,15 +1,15 @@
 """What a run has learnt, measured on held-out molecules."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
-import torch.distributed as dist
 
 from mspt.chemistry.spectra import SPECTRA
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
 from mspt.data.stream import sequential
-from mspt.training.engine import all_reduce
+from mspt.training.engine import all_reduce, gather_objects, rank_and_size
 
 # Noise and masks of evaluation: an epoch that training never has, so that they are always the same.
 EPOCH = -1
@@ -89,12 +89,13 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device):
         metrics["denoise_mse"] = means["coord"]
     if baseline:
         metrics["masked_mse"] = sum(means[f"masked_{name}"] for name in SPECTRA)
-        metrics["masked_mse_baseline"] = sum(baseline.errors().values())
+        errors = baseline.errors()
+        metrics["masked_mse_baseline"] = sum(errors.values())
         metrics |= {f"masked_mse_{name}": means[f"masked_{name}"] for name in SPECTRA}
-        metrics |= {f"masked_mse_baseline_{name}": error for name, error in baseline.errors().items()}
+        metrics |= {f"masked_mse_baseline_{name}": error for name, error in errors.items()}
     similarities = None
     if "contrast" in pretraining.objectives:
-        molecules, spectra = (torch.cat(parts) for parts in zip(*_gather(pairs), strict=True))
+        molecules, spectra = (torch.cat(parts) for parts in zip(*chain(*gather_objects(pairs)), strict=True))
         similarities = molecules @ spectra.T
         metrics |= retrieval(similarities)
     return Evaluation(metrics, similarities, examples)
@@ -166,7 +167,7 @@ def _examples(pretraining, batch, extras):
 
 def _share(shardset, data, device, records=None):
     """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward)."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     group, seen = [], 0
     for batch in sequential(shardset, data.budget):
         group.append(batch)
@@ -179,12 +180,3 @@ def _share(shardset, data, device, records=None):
     if group:
         own = group[rank] if rank < len(group) else MoleculeBatch.empty()
         yield own.to(device).broadened(data.line_shapes)
-
-
-def _gather(pairs):
-    """The lists of all ranks, end to end."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return pairs
-    lists = [None] * dist.get_world_size()
-    dist.all_gather_object(lists, pairs)
-    return [pair for part in lists for pair in part]
