@@ -1,0 +1,1 @@
+"""The operations in C++ for CPUs: vectors of the machine's own width, torch's own threads."""

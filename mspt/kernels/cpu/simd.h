@@ -1,0 +1,91 @@
+// Vectors of floats, and numbers with a derivative beside them.
+//
+// Vec<W> is W floats in the compiler's own vector type, so that one source serves AVX-512, AVX2 and any other machine.
+// Dual<T> carries a directional derivative along: the same kernel, run on duals, gives its own derivative.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int WIDEST = 16;
+#elif defined(__AVX2__)
+constexpr int WIDEST = 8;
+#else
+constexpr int WIDEST = 4;
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+template <int W> struct Lanes {
+  typedef float F __attribute__((vector_size(4 * W)));
+  typedef int32_t I __attribute__((vector_size(4 * W)));
+};
+
+template <int W> struct Vec {
+  using F = typename Lanes<W>::F;
+  F v;
+};
+
+template <int W> INLINE Vec<W> load(const float* p) { Vec<W> r; memcpy(&r.v, p, sizeof r.v); return r; }
+template <int W> INLINE void store(float* p, Vec<W> a) { memcpy(p, &a.v, sizeof a.v); }
+template <int W> INLINE Vec<W> all(float a) { return {typename Lanes<W>::F{} + a}; }
+template <int W> INLINE Vec<W> operator+(Vec<W> a, Vec<W> b) { return {a.v + b.v}; }
+template <int W> INLINE Vec<W> operator-(Vec<W> a, Vec<W> b) { return {a.v - b.v}; }
+template <int W> INLINE Vec<W> operator*(Vec<W> a, Vec<W> b) { return {a.v * b.v}; }
+template <int W> INLINE Vec<W> operator/(Vec<W> a, Vec<W> b) { return {a.v / b.v}; }
+template <int W> INLINE Vec<W> fma(Vec<W> a, Vec<W> b, Vec<W> c) { return {a.v * b.v + c.v}; }
+// Of a NaN in a they return the NaN: what is not finite must stay so.
+template <int W> INLINE Vec<W> min(Vec<W> a, Vec<W> b) { return {b.v < a.v ? b.v : a.v}; }
+template <int W> INLINE Vec<W> max(Vec<W> a, Vec<W> b) { return {b.v > a.v ? b.v : a.v}; }
+
+// The sum of the lanes.
+template <int W> INLINE float sum(Vec<W> a) {
+  float s = 0;
+  for (int i = 0; i < W; i++) s += a.v[i];
+  return s;
+}
+#if defined(__AVX512F__) || defined(__AVX2__)
+template <> inline float sum<4>(Vec<4> a) {
+  __m128 x = _mm_add_ps((__m128)a.v, _mm_movehl_ps((__m128)a.v, (__m128)a.v));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+template <> inline float sum<8>(Vec<8> a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)a.v), _mm256_extractf128_ps((__m256)a.v, 1));
+  return sum<4>(Vec<4>{(Lanes<4>::F)x});
+}
+#endif
+#if defined(__AVX512F__)
+template <> inline float sum<16>(Vec<16> a) { return _mm512_reduce_add_ps((__m512)a.v); }
+#endif
+
+// e^x by Cody and Waite's reduction and a polynomial; relative error 1e-7, x held within [-87, 88].
+template <int W> INLINE Vec<W> exp(Vec<W> x) {
+  using I = typename Lanes<W>::I;
+  x = min(max(x, all<W>(-87.0f)), all<W>(88.0f));
+  const Vec<W> magic = all<W>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  Vec<W> shifted = fma(x, all<W>(1.44269504089f), magic), n = shifted - magic;
+  Vec<W> r = fma(n, all<W>(-0.693145751953125f), x);
+  r = fma(n, all<W>(-1.42860682030941723212e-6f), r);
+  Vec<W> p = all<W>(1.9875691500e-4f);
+  p = fma(p, r, all<W>(1.3981999507e-3f));
+  p = fma(p, r, all<W>(8.3334519073e-3f));
+  p = fma(p, r, all<W>(4.1665795894e-2f));
+  p = fma(p, r, all<W>(1.6666665459e-1f));
+  p = fma(p, r, all<W>(5.0000001201e-1f));
+  p = fma(p, r * r, r) + all<W>(1.0f);
+  I exponent = ((I)shifted.v) << 23;
+  return {(typename Lanes<W>::F)((I)p.v + exponent)};
+}
+
+template <int W> INLINE Vec<W> sigmoid(Vec<W> x) { return all<W>(1.0f) / (all<W>(1.0f) + exp(all<W>(0.0f) - x)); }
+
+// bfloat16 <-> float, to nearest even.
+INLINE float from_bf16(uint16_t h) { uint32_t u = (uint32_t)h << 16; float f; memcpy(&f, &u, 4); return f; }
+INLINE uint16_t to_bf16(float f) {
+  uint32_t u; memcpy(&u, &f, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return (u >> 16) | 0x40;  // NaN stays NaN
+  return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
