@@ -78,7 +78,7 @@ def main():
             "molecules": molecules,
             "atoms": len(batch.numbers),
             "threads": torch.get_num_threads(),
-            "kernels": kernels.implementation(),
+            "kernels": kernels.implementation("cpu"),
             "device": platform.processor() or platform.machine(),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "date": datetime.date.today().isoformat(),

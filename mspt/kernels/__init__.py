@@ -1,36 +1,56 @@
-"""The fused operations. MSPT_KERNELS names the implementation; today there is `reference`, plain PyTorch."""
+"""The fused operations of the networks.
 
-import os
+Every operation is written in plain PyTorch in reference.py, which says what it means; an implementation for a device
+may stand in for it. MSPT_KERNELS names one; `auto`, the default, takes the C++ kernels on a CPU where a compiler is
+found, Triton's on a GPU, and the reference for what they leave out.
+"""
 
-from mspt.errors import UserError
-from mspt.kernels import reference
-from mspt.kernels.reference import Graph, RadialBasis
+from mspt.kernels.reference import Geometry, Graph, neighbour_embedding, pair_geometry
+from mspt.kernels.selection import implementation, pick, use
+from mspt.kernels.spline import RadialBasis
 
 __all__ = [
+    "Geometry",
     "Graph",
     "RadialBasis",
     "carried_score_attention",
+    "gate_table",
     "implementation",
     "neighbour_embedding",
+    "pair_geometry",
     "radius_graph",
     "radius_graph_attention",
+    "update",
+    "use",
     "whiten",
 ]
 
-IMPLEMENTATIONS = {"reference": reference}
+
+def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
+    """reference.radius_graph."""
+    return pick("radius_graph", positions)(positions, ptr, cutoff, max_neighbours, loop)
 
 
-def implementation():
-    """The name of the implementation in use. Raises UserError where MSPT_KERNELS names none."""
-    name = os.environ.get("MSPT_KERNELS", "reference")
-    if name not in IMPLEMENTATIONS:
-        raise UserError(f"MSPT_KERNELS is {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
-    return name
+def gate_table(weight, bias, heads, basis, geometry):
+    """reference.gate_table."""
+    return pick("gate_table", weight)(weight, bias, heads, basis, geometry)
 
 
-_chosen = IMPLEMENTATIONS[implementation()]
-radius_graph = _chosen.radius_graph
-neighbour_embedding = _chosen.neighbour_embedding
-radius_graph_attention = _chosen.radius_graph_attention
-whiten = _chosen.whiten
-carried_score_attention = _chosen.carried_score_attention
+def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
+    """reference.radius_graph_attention."""
+    return pick("radius_graph_attention", qkv)(qkv, vec, table, graph, geometry, vector_cutoff)
+
+
+def update(x, vec, outputs, projected):
+    """reference.update."""
+    return pick("update", x)(x, vec, outputs, projected)
+
+
+def whiten(vec, weight, regular):
+    """reference.whiten."""
+    return pick("whiten", vec)(vec, weight, regular)
+
+
+def carried_score_attention(queries, keys, values, mask):
+    """reference.carried_score_attention."""
+    return pick("carried_score_attention", values)(queries, keys, values, mask)

@@ -1,33 +1,51 @@
 """What each operation means, in plain PyTorch: any dtype, any device, first and second derivatives.
 
-Geometry stays in the type of the positions; features may be of low precision, but every product and sum over edges is
+Geometry is taken in float64; features may be of low precision, but every product and sum over edges is
 taken in at least float32.
 
-Legend: n atoms, e edges, m molecules, F channels, H heads, D = F / H channels a head, K radial functions, T tokens.
+Legend: n atoms, e edges, P pairs, m molecules, F channels, H heads, D = F / H channels a head, K radial functions,
+G rows of a table of gates, T tokens.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
+from mspt.kernels import spline
+from mspt.kernels.spline import cosine_cutoff
+
 
 class Graph(NamedTuple):
-    """Edges sorted by target: source [e], target [e]; edges ptr[i] to ptr[i + 1] end at atom i, ptr [n + 1]."""
+    """Edges sorted by target: source [e], target [e] (int64); edges ptr[i] to ptr[i + 1] end at atom i, ptr [n + 1].
+
+    A pair is two atoms first < second [P] with an edge either way. pair [e] (int32): 0 for a self-loop, p + 1 for an
+    edge of pair p that ends at its first atom, −(p + 1) for one that ends at its second. plan: what an implementation
+    keeps of the graph for its own use.
+    """
 
     source: Tensor
     target: Tensor
     ptr: Tensor
+    pair: Tensor
+    first: Tensor
+    second: Tensor
+    plan: tuple[Tensor, ...] = ()
 
 
-class RadialBasis(NamedTuple):
-    """exp(−β (e^{−αr} − μ_k)²) φ(r), α = 5 / cutoff (Unke & Meuwly, 2019): means μ [K] and β, a number."""
+class Geometry(NamedTuple):
+    """Of each pair [P]: distance (float64), and what the features see of it.
 
-    means: Tensor
-    beta: float
-    cutoff: float
+    coordinate: where the distance lies among the rows of a table of gates (float64); None where gates are evaluated at
+    every distance. fade: the cosine cut-off; direction [P, 3]: unit vector from first to second; both in the features'
+    type, float32 at least. Atoms in one place have distance and direction zero, with zero gradient.
+    """
+
+    distance: Tensor
+    coordinate: Tensor | None
+    fade: Tensor
+    direction: Tensor
 
 
 @torch.no_grad()
@@ -43,6 +61,7 @@ def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     first = torch.repeat_interleave(ptr[:-1], sizes * sizes)
     row = torch.cumsum(per_atom, 0) - per_atom
     source = first + torch.arange(len(target), device=ptr.device) - row[target]
+    positions = positions.double()
     distance = (positions[source] - positions[target]).norm(dim=-1)
     near = (distance < cutoff) & (loop | (source != target))
     source, target, distance = source[near], target[near], distance[near]
@@ -57,36 +76,32 @@ def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
         chosen = order[kept].sort().values
         source, target = source[chosen], target[chosen]
         counts = counts.clamp(max=max_neighbours)
-    return Graph(source, target, torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)]))
+    return Graph(source, target, torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)]), *pairs(source, target))
 
 
-def cosine_cutoff(distance, cutoff):
-    """φ(r) = ½ (cos(π r / cutoff) + 1) inside the cut-off, 0 outside."""
-    return 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1) * (distance < cutoff)
+def pairs(source, target):
+    """The pairs of edges source, target [e] -> pair [e] int32, first [P], second [P], as in Graph."""
+    apart = source != target
+    low, high = torch.minimum(source, target), torch.maximum(source, target)
+    n = int(high.max()) + 1 if len(high) else 1
+    keys, index = torch.unique((low * n + high)[apart], return_inverse=True)
+    number = torch.zeros_like(source).masked_scatter(apart, index + 1)
+    return torch.where(source < target, -number, number).int(), keys // n, keys % n
 
 
-def radial_functions(distance, basis):
-    """distance [e] -> [e, K]."""
-    x = torch.exp(distance * (-5.0 / basis.cutoff))[:, None] - basis.means.to(distance.dtype)
-    return cosine_cutoff(distance, basis.cutoff)[:, None] * torch.exp(-basis.beta * x.square())
-
-
-def edge_geometry(positions, graph):
-    """Distance [e] and unit direction [e, 3] from target to source.
-
-    Both are zero, with zero gradient, for self-loops and for atoms in one place.
-    """
-    offset = positions[graph.source] - positions[graph.target]
+def pair_geometry(positions, graph, basis, dtype):
+    """The Geometry of a graph's pairs for a RadialBasis; dtype: of the features."""
+    positions = positions.double()
+    offset = positions[graph.second] - positions[graph.first]
     squared = offset.square().sum(-1)
     apart = squared > 0
     # The root of zero has no gradient: there, the root of a constant is taken instead.
-    distance = torch.where(apart, squared, 1.0).sqrt()
-    return torch.where(apart, distance, 0.0), offset / distance[:, None]
-
-
-def sum_by_target(values, graph):
-    """Sum edge values [e, …] by target atom -> [n, …]."""
-    return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add(0, graph.target, values)
+    root = torch.where(apart, squared, 1.0).sqrt()
+    distance = torch.where(apart, root, 0.0)
+    coordinate = None if basis.knots is None else basis.coordinate(distance)
+    wide = torch.promote_types(dtype, torch.float32)
+    fade = cosine_cutoff(distance, basis.cutoff).to(wide)
+    return Geometry(distance, coordinate, fade, (offset / root[:, None]).to(wide))
 
 
 def at_least_float32(*tensors):
@@ -94,41 +109,104 @@ def at_least_float32(*tensors):
     return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
-def neighbour_embedding(positions, features, weight, bias, basis, graph):
-    """Σ_j features_j (W e(r_ij) + b) φ(r_ij) over the neighbours of each atom, without itself (eq. 3).
+def neighbour_embedding(numbers, embedding, weight, bias, basis, graph, geometry):
+    """Σ_j embedding[number_j] (W e(r_ij) + b) φ(r_ij) over the neighbours of each atom, without itself (eq. 3).
 
-    features [n, F], weight W [F, K], bias b [F] -> [n, F].
+    numbers [n], embedding [elements, F], weight W [F, K], bias b [F] -> [n, F]. The filter is linear in the radial
+    functions: they are summed over neighbours of one element first, so that nothing of size [e, F] is made.
     """
-    wide, weight, bias = at_least_float32(features, weight, bias)
-    distance, _ = edge_geometry(positions, graph)
-    fade = (cosine_cutoff(distance, basis.cutoff) * (graph.source != graph.target)).to(wide.dtype)
-    filters = linear(radial_functions(distance, basis).to(wide.dtype), weight, bias) * fade[:, None]
-    return sum_by_target(wide[graph.source] * filters, graph).to(features.dtype)
+    wide, weight, bias = at_least_float32(embedding, weight, bias)
+    fade = geometry.fade.to(wide.dtype)[:, None]
+    functions = torch.cat([basis.evaluate(geometry.distance, wide.dtype) * fade, fade], 1)  # [P, K + 1]
+    edges = graph.pair.nonzero()[:, 0]
+    pair = graph.pair[edges].abs().long() - 1
+    elements, kind = numbers.unique(return_inverse=True)
+    row = graph.target[edges] * len(elements) + kind[graph.source[edges]]
+    around = functions.new_zeros(len(numbers) * len(elements), functions.shape[1]).index_add(0, row, functions[pair])
+    filters = linear(around, torch.cat([weight, bias[:, None]], 1)).view(len(numbers), len(elements), len(weight))
+    return (filters * wide[elements]).sum(1).to(embedding.dtype)
 
 
-def radius_graph_attention(q, k, v, vec, positions, gate_weight, gate_bias, basis, graph, vector_cutoff):
+def gate_table(weight, bias, heads, basis, geometry):
+    """silu(W e(r) + b) -> table [H, rows, 4D], in at least float32.
+
+    weight W [4F, K], bias b [4F]: of each head D rows of the key gate, then three times D of the value gate. Rows of
+    the table: with knots, the coefficients of a spline; without, the gates at distance 0 and at every pair's.
+    """
+    weight, bias = at_least_float32(weight, bias)
+    return arrange(silu(linear(gate_rows(basis, geometry, weight.dtype), weight, bias)), heads, basis)
+
+
+def gate_rows(basis, geometry, dtype):
+    """The radial functions at the distances that the table's rows stand for, [rows, K]."""
+    if basis.knots is not None:
+        return spline.functions_at_knots(basis, geometry.distance.device).to(dtype)
+    distance = torch.cat([geometry.distance.new_zeros(1), geometry.distance])
+    return basis.evaluate(distance, dtype)
+
+
+def arrange(values, heads, basis):
+    """Gates [rows, 4F] -> table [H, rows, 4D]."""
+    if basis.knots is not None:
+        values = spline.inverse(len(values), values.dtype, values.device) @ values
+    return values.unflatten(1, (heads, -1)).transpose(0, 1).contiguous()
+
+
+def pair_gates(table, coordinate):
+    """The gates of the self-loop and of every pair, [P + 1, H, 4D], from a table and the pairs' coordinates [P]."""
+    if coordinate is None:
+        return table.transpose(0, 1)
+    return spline.interpolate(table, torch.cat([coordinate.new_full((1,), spline.MARGIN), coordinate]))
+
+
+def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     """The message pass of the equivariant transformer (Thölke & De Fabritiis, 2022, eqs. 6 to 9).
 
-    q, k [n, H, D]; v [n, H, 3D]: of each head the scalar part and two vector parts; vec [n, 3, F]; gate_weight
-    [4F, K], gate_bias [4F]: rows of the key gate first, then of the value gate in v's order. vector_cutoff: whether
-    vector messages fade out towards the cut-off as scalar ones do. -> scalars [n, F], vectors [n, 3, F].
+    qkv [n, H, 5D]: of each head query, key, and of the value the scalar part and two vector parts. vec [n, 3, F], or
+    None for zeros. table: of gate_table. vector_cutoff: whether vector messages fade out towards the cut-off as scalar
+    ones do. -> scalars [n, F] and vectors [n, 3, F], the latter with vec added.
     """
-    given, (_, heads, width) = q.dtype, q.shape
-    q, k, v, vec, gate_weight, gate_bias = at_least_float32(q, k, v, vec, gate_weight, gate_bias)
-    distance, direction = edge_geometry(positions, graph)
-    gates = silu(linear(radial_functions(distance, basis).to(q.dtype), gate_weight, gate_bias))
-    key_gate, value_gate = gates.split([heads * width, 3 * heads * width], dim=1)
-    fade = cosine_cutoff(distance, basis.cutoff).to(q.dtype)
-    score = (q[graph.target] * k[graph.source] * key_gate.view(-1, heads, width)).sum(-1)
+    given, (n, heads, width) = qkv.dtype, qkv.shape
+    width //= 5
+    qkv, table = at_least_float32(qkv, table)
+    pair = graph.pair.abs().long()
+    # A self-loop has fade 1 and no direction.
+    fade = torch.cat([geometry.fade.new_ones(1), geometry.fade]).to(qkv.dtype)[pair]
+    direction = torch.cat([geometry.direction.new_zeros(1, 3), geometry.direction]).to(qkv.dtype)[pair]
+    direction = direction * graph.pair.sign()[:, None]
+    gates = pair_gates(table, geometry.coordinate)[pair]
+    key_gate, value_gate = gates.split([width, 3 * width], dim=2)
+    query, key, value = qkv.split([width, width, 3 * width], dim=2)
+    score = (query[graph.target] * key[graph.source] * key_gate).sum(-1)
     attention = silu(score) * fade[:, None]
-    values = v[graph.source] * value_gate.view(-1, heads, 3 * width)
-    scalar, along, new = values.split(width, dim=2)
-    along, new = along.flatten(1)[:, None], new.flatten(1)[:, None]
-    message = vec[graph.source] * along + direction.to(q.dtype)[..., None] * new
+    scalar, along, new = (value[graph.source] * value_gate).split(width, dim=2)
+    message = direction[..., None] * new.flatten(1)[:, None]
+    if vec is not None:
+        message = message + vec.to(qkv.dtype)[graph.source] * along.flatten(1)[:, None]
     if vector_cutoff:
         message = message * fade[:, None, None]
     scalars = sum_by_target((scalar * attention[..., None]).flatten(1), graph)
-    return scalars.to(given), sum_by_target(message, graph).to(given)
+    vectors = sum_by_target(message, graph)
+    if vec is not None:
+        vectors = vectors + vec
+    return scalars.to(given), vectors.to(given)
+
+
+def sum_by_target(values, graph):
+    """Sum edge values [e, …] by target atom -> [n, …]."""
+    return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add(0, graph.target, values)
+
+
+def update(x, vec, outputs, projected):
+    """The ET layer's update (eqs. 10 and 11): x + ⟨u1, u2⟩ o2 + o3 and vec + u3 o1.
+
+    x [n, F], vec [n, 3, F], outputs o [n, 3F], projected u [n, 3, 3F] or None for zeros.
+    """
+    o1, o2, o3 = outputs.chunk(3, dim=-1)
+    if projected is None:
+        return x + o3, vec
+    u1, u2, u3 = projected.chunk(3, dim=-1)
+    return x + (u1 * u2).sum(1) * o2 + o3, vec + u3 * o1[:, None]
 
 
 class InverseSquareRoot(torch.autograd.Function):

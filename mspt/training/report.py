@@ -30,7 +30,7 @@ def summarise(config, train, evaluation, process):
         "world_size": process.world_size,
         "zero_stage": config.engine.zero_stage,
         "precision": config.engine.precision,
-        "kernels": kernels.implementation(),
+        "kernels": kernels.implementation(process.device),
         "device": str(process.device),
         "versions": {"mspt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -68,17 +68,17 @@ def by_edge(model, numbers, positions, ptr):
 
     for index, layer in enumerate(model.layers):
         normed = [norm(layer.norm, row) for row in x]
-        q, k, v = ([linear(row) for row in normed] for linear in (layer.q, layer.k, layer.v))
+        triples = 3 * width
+        qkv = [layer.qkv(row).view(s.heads, 5 * width).split([width, width, triples], dim=1) for row in normed]
         new_x, new_vec = [], []
         for i in range(n):
             scalars, vectors = torch.zeros(s.channels).double(), torch.zeros(3, s.channels).double()
             for j, r, direction in edges[i]:
-                gates = silu(layer.gate_weight @ basis(r) + layer.gate_bias)
+                gates = silu(layer.gate_weight @ basis(r) + layer.gate_bias).view(s.heads, 4 * width)
                 for h in range(s.heads):
-                    own, triple = slice(h * width, (h + 1) * width), 3 * h * width
-                    score = (q[i][own] * k[j][own] * gates[own]).sum()
-                    value = v[j][triple : triple + 3 * width]
-                    value = value * gates[s.channels + triple : s.channels + triple + 3 * width]
+                    own = slice(h * width, (h + 1) * width)
+                    score = (qkv[i][0][h] * qkv[j][1][h] * gates[h, :width]).sum()
+                    value = qkv[j][2][h] * gates[h, width:]
                     scalars[own] += silu(score) * fade(r) * value[:width]
                     message = vec[j][:, own] * value[width : 2 * width] + direction[:, None] * value[2 * width :]
                     vectors[:, own] += message * (fade(r) if s.vector_cutoff else 1)
@@ -111,7 +111,7 @@ def test_published_arithmetic(change):
     With norms, the SVD's gradient is not finite for a single atom. Whitening enlarges rounding by up to 1 / √ε a layer
     where vectors are small.
     """
-    settings = torchmd_et.TINY.model_copy(update=change)
+    settings = torchmd_et.TINY.model_copy(update=change | {"gates": "direct"})
     model = type("Built", (EncoderContract,), {"settings": settings})().build()
     numbers, positions, ptr = molecules((5, 1, 3))
     results, weights = [], None
@@ -133,10 +133,17 @@ def test_initial_values_are_the_published_ones():
     model = encoders.build(torchmd_et.MD17)
     channels, functions = 128, 32
     for layer in model.layers:
-        assert all((part.bias == 0).all() for part in (layer.q, layer.k, layer.v, layer.o))
-        assert (layer.gate_bias == 0).all()
-        key, value = layer.gate_weight.split([channels, 3 * channels])
-        for weight, fans in ((key, functions + channels), (value, functions + 3 * channels)):
+        assert all((bias == 0).all() for bias in (layer.qkv.bias, layer.gate_bias, layer.o.bias))
+        width = channels // 8
+        query, key, value = layer.qkv.weight.view(8, 5 * width, channels).split([width, width, 3 * width], dim=1)
+        key_gate, value_gate = layer.gate_weight.view(8, 4 * width, functions).split([width, 3 * width], dim=1)
+        for weight, fans in (
+            (query, 2 * channels),
+            (key, 2 * channels),
+            (value, 4 * channels),
+            (key_gate, functions + channels),
+            (value_gate, functions + 3 * channels),
+        ):
             bound = math.sqrt(6 / fans)
             assert 0.99 * bound < weight.abs().max() <= bound
     assert (model.neighbours.filter_bias == 0).all()

@@ -3,7 +3,6 @@
 Legend: n atoms, F channels, H heads, D = F / H, K radial functions.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -24,6 +23,10 @@ class TorchMDETSettings(Settings):
 
     cutoff: Å. max_neighbours: nearest ones kept, the atom itself among them. vector_cutoff: vector messages fade out
     towards the cut-off, so that forces do not jump when an atom crosses it; as published they do not.
+
+    gates: the radial gates, functions of the distance alone, are read off a spline through their values at so many
+    knots (relative error 4e-7 at 512, of their slope 3e-5; 1024: 1e-7 and 4e-6), or evaluated at every distance
+    (`direct`; knots mean nothing then).
     """
 
     name: Literal["torchmd_et"] = "torchmd_et"
@@ -35,6 +38,8 @@ class TorchMDETSettings(Settings):
     max_neighbours: int = Field(32, ge=1)
     norm: Literal["whitened", "whitened_published", "none"] = "whitened"
     vector_cutoff: bool = False
+    gates: Literal["tabulated", "direct"] = "tabulated"
+    knots: int = Field(512, ge=16)
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -49,12 +54,14 @@ TINY = TorchMDETSettings(layers=2, channels=16, heads=2, radial_functions=8)
 
 
 class TorchMDET(nn.Module):
-    """Parameters may be of low precision: distances and radial functions stay in the positions' type."""
+    """Parameters may be of low precision: distances and radial functions do not."""
 
     def __init__(self, settings):
         super().__init__()
         self.settings = settings
         channels, functions = settings.channels, settings.radial_functions
+        knots = settings.knots if settings.gates == "tabulated" else None
+        self.basis = kernels.RadialBasis(functions, settings.cutoff, knots)
         self.embedding = nn.Embedding(MAX_NUMBER + 1, channels)
         self.neighbours = NeighbourEmbedding(channels, functions)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
@@ -65,22 +72,15 @@ class TorchMDET(nn.Module):
             self.vector_norms.extend(WhitenedNorm(channels, regular) for _ in range(settings.layers + 1))
         self.out_norm = nn.LayerNorm(channels)
 
-    def basis(self, device):
-        """The fixed radial basis: μ even in [e^{−cutoff}, 1], β = (2 / K (1 − e^{−cutoff}))^{−2}."""
-        settings = self.settings
-        first = math.exp(-settings.cutoff)
-        means = torch.linspace(first, 1, settings.radial_functions, dtype=torch.float64, device=device)
-        return kernels.RadialBasis(means, (2 / settings.radial_functions * (1 - first)) ** -2, settings.cutoff)
-
     def forward(self, numbers, positions, ptr):
         """numbers [n], positions [n, 3] Å, ptr [m + 1] -> scalars [n, F], vectors [n, 3, F]."""
-        settings, basis = self.settings, self.basis(positions.device)
+        settings, basis = self.settings, self.basis
         graph = kernels.radius_graph(positions, ptr, settings.cutoff, settings.max_neighbours, loop=True)
-        x = self.neighbours(numbers, self.embedding(numbers), positions, basis, graph)
-        vec = x.new_zeros(len(numbers), 3, settings.channels)
+        geometry = kernels.pair_geometry(positions, graph, basis, self.embedding.weight.dtype)
+        x = self.neighbours(numbers, self.embedding(numbers), basis, graph, geometry)
+        vec = None  # stands for zeros, which the first layer need not multiply
         for index, layer in enumerate(self.layers):
-            dx, dvec = layer(x, vec, positions, basis, graph)
-            x, vec = x + dx, vec + dvec
+            x, vec = layer(x, vec, basis, graph, geometry)
             if self.norms:
                 x, vec = self.norms[index](x), self.vector_norms[index](vec)
         if self.norms:
@@ -94,42 +94,43 @@ class NeighbourEmbedding(nn.Module):
     def __init__(self, channels, functions):
         super().__init__()
         self.embedding = nn.Embedding(MAX_NUMBER + 1, channels)
-        self.filter_weight, self.filter_bias = _gate(functions, [channels])
+        self.filter_weight, self.filter_bias = _stacked(functions, [channels])
         self.combine = _linear(2 * channels, channels)
 
-    def forward(self, numbers, x, positions, basis, graph):
-        features = self.embedding(numbers)
-        around = kernels.neighbour_embedding(positions, features, self.filter_weight, self.filter_bias, basis, graph)
+    def forward(self, numbers, x, basis, graph, geometry):
+        around = kernels.neighbour_embedding(
+            numbers, self.embedding.weight, self.filter_weight, self.filter_bias, basis, graph, geometry
+        )
         return self.combine(torch.cat([x, around], 1))
 
 
 class Layer(nn.Module):
-    """Attention over neighbours and the update of scalars and vectors (eqs. 5 to 11)."""
+    """Attention over neighbours and the update of scalars and vectors (eqs. 5 to 11).
+
+    Rows of the joint maps are ordered by head. qkv: query, key, and three parts of the value, D each; gates: of the
+    key and of the three parts of the value.
+    """
 
     def __init__(self, settings):
         super().__init__()
         channels, functions = settings.channels, settings.radial_functions
         self.heads, self.vector_cutoff = settings.heads, settings.vector_cutoff
         self.norm = nn.LayerNorm(channels)
-        self.q = _linear(channels, channels)
-        self.k = _linear(channels, channels)
-        self.v = _linear(channels, 3 * channels)
-        self.gate_weight, self.gate_bias = _gate(functions, [channels, 3 * channels])
+        self.qkv = nn.Linear(channels, 5 * channels)
+        self.qkv.weight, self.qkv.bias = _stacked(channels, [channels, channels, 3 * channels], settings.heads)
+        self.gate_weight, self.gate_bias = _stacked(functions, [channels, 3 * channels], settings.heads)
         self.o = _linear(channels, 3 * channels)
         self.vectors = _linear(channels, 3 * channels, bias=False)
 
-    def forward(self, x, vec, positions, basis, graph):
-        """x [n, F], vec [n, 3, F] -> their changes."""
-        x = self.norm(x)
-        n, width = len(x), x.shape[1] // self.heads
-        q, k = self.q(x).view(n, self.heads, width), self.k(x).view(n, self.heads, width)
-        v = self.v(x).view(n, self.heads, 3 * width)
-        message, dvec = kernels.radius_graph_attention(
-            q, k, v, vec, positions, self.gate_weight, self.gate_bias, basis, graph, self.vector_cutoff
-        )
-        o1, o2, o3 = self.o(message).chunk(3, dim=-1)
-        u1, u2, u3 = self.vectors(vec).chunk(3, dim=-1)
-        return (u1 * u2).sum(1) * o2 + o3, u3 * o1[:, None] + dvec
+    def forward(self, x, vec, basis, graph, geometry):
+        """x [n, F], vec [n, 3, F] or None for zeros -> both after the layer."""
+        qkv = self.qkv(self.norm(x)).unflatten(1, (self.heads, -1))
+        table = kernels.gate_table(self.gate_weight, self.gate_bias, self.heads, basis, geometry)
+        message, summed = kernels.radius_graph_attention(qkv, vec, table, graph, geometry, self.vector_cutoff)
+        # Without vectors their map has nothing to do; the zero keeps its weight in the graph on every rank.
+        projected = self.vectors(vec) if vec is not None else None
+        outputs = self.o(message) if vec is not None else self.o(message) + 0.0 * self.vectors.weight.sum()
+        return kernels.update(x, summed, outputs, projected)
 
 
 class WhitenedNorm(nn.Module):
@@ -155,11 +156,11 @@ def _linear(inputs, outputs, bias=True):
     return layer
 
 
-def _gate(functions, blocks):
-    """Weight [sum of blocks, functions] and zero bias of linear maps of the radial functions, laid end to end.
+def _stacked(inputs, blocks, heads=1):
+    """Weight [sum of blocks, inputs] and zero bias of linear maps, their rows laid end to end within each head.
 
     Each block has the initial values of a layer of its own. They are not layers because a kernel applies them: the
     module that calls it owns them, so that an engine that shards parameters gathers them in time.
     """
-    weight = torch.cat([nn.init.xavier_uniform_(torch.empty(rows, functions)) for rows in blocks])
-    return nn.Parameter(weight), nn.Parameter(torch.zeros(sum(blocks)))
+    parts = [nn.init.xavier_uniform_(torch.empty(rows, inputs)).view(heads, -1, inputs) for rows in blocks]
+    return nn.Parameter(torch.cat(parts, 1).flatten(0, 1)), nn.Parameter(torch.zeros(sum(blocks)))

@@ -1,0 +1,89 @@
+"""Which implementation runs an operation, and why."""
+
+import logging
+import os
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from mspt.errors import UserError
+from mspt.kernels.cpu import build
+
+NAMES = ("auto", "reference", "cpu", "triton")
+log = logging.getLogger("mspt")
+
+
+def requested(name):
+    """The name, if there is such an implementation. Raises UserError."""
+    if name not in NAMES:
+        raise UserError(f"MSPT_KERNELS is {name!r}; known: {', '.join(NAMES)}")
+    return name
+
+
+_wanted = requested(os.environ.get("MSPT_KERNELS", "auto"))
+
+
+@contextmanager
+def use(name):
+    """Within the context, run operations by the implementation of this name."""
+    global _wanted
+    before, _wanted = _wanted, requested(name)
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+@cache
+def _unavailable(name):
+    """Why an implementation cannot run here, or None where it can."""
+    if name == "cpu":
+        try:
+            build.load("attention")
+        except build.NoCompiler as error:
+            return str(error)
+    if name == "triton" and find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+@cache
+def _warn(name, reason):
+    log.warning("mspt: the %s kernels cannot run, plain PyTorch does instead: %s", name, reason)
+
+
+def choose(device):
+    """The implementation for tensors on a device: reference, cpu or triton."""
+    name = _wanted
+    if name == "auto":
+        name = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
+    if name == "reference":
+        return name
+    reason = _unavailable(name)
+    if reason is None and name == "cpu" and device.type != "cpu":
+        reason = f"the tensors are on {device.type}"
+    if reason is None and name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        reason = f"the tensors are on {device.type}, and TRITON_INTERPRET is not set"
+    if reason is not None:
+        _warn(name, reason)
+        return "reference"
+    return name
+
+
+def pick(operation, tensor):
+    """The function that runs an operation for a tensor like this one.
+
+    float64 is for checking, and an implementation may leave an operation to PyTorch: both are the reference's.
+    """
+    name = choose(tensor.device) if tensor.dtype in (torch.float32, torch.bfloat16) else "reference"
+    module = import_module(f"mspt.kernels.{name}")
+    return getattr(module, operation, None) or getattr(import_module("mspt.kernels.reference"), operation)
+
+
+def implementation(device):
+    """The name of what runs on a device, for a person: such as `cpu (avx512)`."""
+    name = choose(torch.device(device))
+    return f"cpu ({build.level()})" if name == "cpu" else name
