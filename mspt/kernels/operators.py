@@ -10,7 +10,6 @@ an implementation registers for its device. All take the same arguments:
 """
 
 import torch
-from torch import Tensor
 
 INPUTS = (
     "Tensor qkv, Tensor? vec, Tensor table, Tensor? coordinate, Tensor fade, Tensor direction, "
@@ -33,6 +32,28 @@ LIBRARY.define(
 def implement(name, device, function):
     """Let function run the operator of this name for tensors on a device ("CPU" or "CUDA")."""
     LIBRARY.impl(name, function, device)
+
+
+def register_second(name, meaning, results):
+    """Give operator NAME, which is the gradient of a function, a gradient of its own, by PyTorch.
+
+    NAME(*gradients of the results, *tensors, *rest) -> gradients of the tensors. meaning(*tensors, *rest): the
+    function in plain PyTorch, with a tuple of so many results.
+    """
+
+    def keep(ctx, inputs, output):
+        ctx.save_for_backward(*[i for i in inputs if isinstance(i, torch.Tensor)])
+        ctx.rest = [i for i in inputs if not isinstance(i, torch.Tensor)]
+
+    def second(ctx, *heads):
+        given = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        gradients, tensors = given[:results], given[results:]
+        with torch.enable_grad():
+            first = torch.autograd.grad(meaning(*tensors, *ctx.rest), tensors, gradients, create_graph=True)
+            found = torch.autograd.grad(first, given, heads, allow_unused=True)
+        return *found, *[None] * len(ctx.rest)
+
+    torch.library.register_autograd(f"mspt::{name}", second, setup_context=keep)
 
 
 def attention(qkv, vec, table, graph, geometry, vector_cutoff):
@@ -92,19 +113,25 @@ def _restore(ctx, count):
     return (*ctx.saved_tensors[:count], list(ctx.saved_tensors[count:]), ctx.vector_cutoff)
 
 
-def _split(geometry: Tensor, coordinate):
+def _split(geometry, coordinate):
     """The gradient of the geometry [P, 5] -> of coordinate (None without), fade and direction."""
     return None if coordinate is None else geometry[:, 0].double(), geometry[:, 1], geometry[:, 2:]
 
 
+def _no_gradient(plan):
+    """For source, ptr, pair, plan and vector_cutoff."""
+    return None, None, None, [None] * len(plan), None
+
+
 def _backward(ctx, g_scalars, g_vectors):
-    qkv, vec, table, coordinate, *rest = inputs = _restore(ctx, 9)
+    inputs = _restore(ctx, 9)
+    vec, coordinate, plan = inputs[1], inputs[3], inputs[9]
     moving = any(ctx.needs_input_grad[3:6])
     g_qkv, g_vec, g_table, g_geometry = torch.ops.mspt.attention_backward(
         g_scalars.contiguous(), g_vectors.contiguous(), *inputs, moving
     )
     geometry = _split(g_geometry, coordinate) if moving else (None, None, None)
-    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *[None] * 5
+    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *_no_gradient(plan)
 
 
 def _keep_backward(ctx, inputs, output):
@@ -113,13 +140,15 @@ def _keep_backward(ctx, inputs, output):
 
 
 def _second(ctx, h_qkv, h_vec, h_table, h_geometry):
-    g_scalars, g_vectors, qkv, vec, table, coordinate, fade, *rest = inputs = _restore(ctx, 11)
+    inputs = _restore(ctx, 11)
+    vec, coordinate, fade, plan = inputs[3], inputs[5], inputs[6], inputs[11]
     if not ctx.moving:
         h_geometry = fade.new_zeros(len(fade), 5)
     heads = [h.contiguous() for h in (h_qkv, h_vec, h_table, h_geometry)]
     gg_scalars, gg_vectors, g_qkv, g_vec, g_table, g_geometry = torch.ops.mspt.attention_second(*heads, *inputs)
     vec_gradient = None if vec is None else g_vec
-    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *_split(g_geometry, coordinate), *[None] * 6
+    geometry = _split(g_geometry, coordinate)
+    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *geometry, *_no_gradient(plan), None
 
 
 torch.library.register_autograd("mspt::attention", _backward, setup_context=_keep)

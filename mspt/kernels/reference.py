@@ -134,7 +134,8 @@ def gate_table(weight, bias, heads, basis, geometry):
     the table: with knots, the coefficients of a spline; without, the gates at distance 0 and at every pair's.
     """
     weight, bias = at_least_float32(weight, bias)
-    return arrange(silu(linear(gate_rows(basis, geometry, weight.dtype), weight, bias)), heads, basis)
+    values = silu(linear(gate_rows(basis, geometry, weight.dtype), weight, bias))
+    return arrange(values, heads, basis.knots is not None)
 
 
 def gate_rows(basis, geometry, dtype):
@@ -145,9 +146,9 @@ def gate_rows(basis, geometry, dtype):
     return basis.evaluate(distance, dtype)
 
 
-def arrange(values, heads, basis):
-    """Gates [rows, 4F] -> table [H, rows, 4D]."""
-    if basis.knots is not None:
+def arrange(values, heads, is_spline):
+    """Gates [rows, 4F] -> table [H, rows, 4D]; of a spline, its coefficients."""
+    if is_spline:
         values = spline.inverse(len(values), values.dtype, values.device) @ values
     return values.unflatten(1, (heads, -1)).transpose(0, 1).contiguous()
 
@@ -166,8 +167,7 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     None for zeros. table: of gate_table. vector_cutoff: whether vector messages fade out towards the cut-off as scalar
     ones do. -> scalars [n, F] and vectors [n, 3, F], the latter with vec added.
     """
-    given, (n, heads, width) = qkv.dtype, qkv.shape
-    width //= 5
+    given, width = qkv.dtype, qkv.shape[2] // 5
     qkv, table = at_least_float32(qkv, table)
     pair = graph.pair.abs().long()
     # A self-loop has fade 1 and no direction.

@@ -4,15 +4,16 @@ import logging
 import os
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
 from mspt.errors import UserError
+from mspt.kernels import cpu, reference
 from mspt.kernels.cpu import build
 
 NAMES = ("auto", "reference", "cpu", "triton")
+IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
 log = logging.getLogger("mspt")
 
 
@@ -37,9 +38,14 @@ def use(name):
         _wanted = before
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _unavailable(name):
     """Why an implementation cannot run here, or None where it can."""
+    return _reason(name)
+
+
+@cache
+def _reason(name):
     if name == "cpu":
         try:
             build.load("attention")
@@ -79,8 +85,7 @@ def pick(operation, tensor):
     float64 is for checking, and an implementation may leave an operation to PyTorch: both are the reference's.
     """
     name = choose(tensor.device) if tensor.dtype in (torch.float32, torch.bfloat16) else "reference"
-    module = import_module(f"mspt.kernels.{name}")
-    return getattr(module, operation, None) or getattr(import_module("mspt.kernels.reference"), operation)
+    return getattr(IMPLEMENTATIONS[name], operation, getattr(reference, operation))
 
 
 def implementation(device):

@@ -9,7 +9,6 @@ Legend: G rows of the table, K radial functions, P pairs.
 """
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,8 @@ class RadialBasis(NamedTuple):
         means = torch.linspace(first, 1, self.functions, dtype=distance.dtype, device=distance.device)
         # β is large: the difference must be taken before digits are dropped.
         x = (torch.exp(distance * (-5.0 / self.cutoff))[:, None] - means).to(dtype)
-        exponent = -((2 / self.functions * (1 - first)) ** -2) * x.square()
+        # Tails that float32 holds as denormals would slow a matrix product down tenfold: they end at e^{−40}.
+        exponent = (-((2 / self.functions * (1 - first)) ** -2) * x.square()).clamp(min=-40)
         return _fade(distance, self.cutoff).to(dtype)[:, None] * torch.exp(exponent)
 
     def coordinate(self, distance):
@@ -61,31 +61,49 @@ def cosine_cutoff(distance, cutoff):
     return _fade(distance, cutoff) * (distance < cutoff)
 
 
-@lru_cache(maxsize=8)
 def functions_at_knots(basis, device):
     """The radial functions at the table's rows, [G, K] float32."""
-    rows = torch.arange(basis.rows, dtype=torch.float64)
-    low, high = torch.full_like(rows, -basis.cutoff), torch.full_like(rows, 20 * basis.cutoff)
-    for _ in range(80):
-        middle = (low + high) / 2
-        below = basis.coordinate(middle) < rows
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    values = basis.evaluate((low + high) / 2, torch.float64)
-    # Numbers that float32 can hold only as denormals would slow a matrix product down tenfold.
-    return torch.where(values.abs() < 1e-20, 0.0, values).to(torch.float32).to(device)
+
+    def make():
+        rows = torch.arange(basis.rows, dtype=torch.float64, device=device)
+        low, high = torch.full_like(rows, -basis.cutoff), torch.full_like(rows, 20 * basis.cutoff)
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = basis.coordinate(middle) < rows
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        values = basis.evaluate((low + high) / 2, torch.float64)
+        return torch.where(values.abs() < 1e-12, 0.0, values).to(torch.float32)  # as to denormals
+
+    return _once(("functions", basis, device), make)
 
 
-@lru_cache(maxsize=8)
 def inverse(rows, dtype, device):
     """The matrix [G, G] that takes a spline's values at the knots to its coefficients; symmetric.
 
     The inverse of tridiagonal (1, 4, 1) / 6, with mirrored ends.
     """
-    matrix = torch.eye(rows, dtype=torch.float64) * 4 / 6
-    matrix += torch.diag(torch.full((rows - 1,), 1 / 6, dtype=torch.float64), 1)
-    matrix += torch.diag(torch.full((rows - 1,), 1 / 6, dtype=torch.float64), -1)
-    matrix[0, 0] = matrix[-1, -1] = 5 / 6
-    return torch.linalg.inv(matrix).to(dtype).to(device)
+
+    def make():
+        row = torch.arange(rows, device=device)
+        apart = (row[:, None] - row).abs()
+        ends = (apart == 0) & ((row == 0) | (row == rows - 1))
+        matrix = 4.0 * (apart == 0) + 1.0 * (apart == 1) + 1.0 * ends
+        return torch.linalg.inv(matrix.double() / 6).to(dtype)
+
+    return _once(("inverse", rows, dtype, device), make)
+
+
+_made = {}
+
+
+def _once(key, make):
+    """What make returns, made once; but a tensor that only stands for one, within a tracer, must not outlive it."""
+    if key in _made:
+        return _made[key]
+    tensor = make()
+    if type(tensor) is torch.Tensor:
+        _made[key] = tensor
+    return tensor
 
 
 def locate(coordinate, rows):

@@ -1,85 +1,15 @@
 """The reference kernels against what they mean, written out atom by atom, in float64."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from mspt import kernels
-from mspt.errors import UserError
-from mspt.kernels.reference import InverseSquareRoot, edge_geometry
+from mspt.kernels.reference import InverseSquareRoot
 
 ISOTROPIC, PUBLISHED = (2e-5, 2e-5, 2e-5), (1e-5, 2e-5, 3e-5)
-
-
-def test_unknown_implementation_is_refused(monkeypatch):
-    assert kernels.implementation() == "reference"
-    monkeypatch.setenv("MSPT_KERNELS", "fastest")
-    with pytest.raises(UserError, match="MSPT_KERNELS is 'fastest'; known: reference"):
-        kernels.implementation()
-
-
-# Radius graph
-
-
-def brute_force(positions, ptr, cutoff, max_neighbours, loop):
-    """Set of sources of every atom."""
-    neighbours = []
-    for first, last in pairwise(ptr):
-        for i in range(first, last):
-            near = [(math.dist(positions[i], positions[j]), j) for j in range(first, last) if j != i]
-            chosen = [(-1.0, i)] * loop + sorted((r, j) for r, j in near if r < cutoff)
-            neighbours.append({j for _, j in chosen[:max_neighbours]})
-    return neighbours
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    sizes=st.lists(st.integers(0, 12), max_size=4),
-    seed=st.integers(0, 2**31),
-    cutoff=st.floats(0.3, 4.0),
-    max_neighbours=st.integers(1, 13),
-    loop=st.booleans(),
-)
-def test_radius_graph_is_brute_force(sizes, seed, cutoff, max_neighbours, loop):
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.randn(sum(sizes), 3, dtype=torch.float64, generator=generator)
-    ptr = torch.cat([torch.zeros(1, dtype=torch.long), torch.tensor(sizes, dtype=torch.long).cumsum(0)])
-    graph = kernels.radius_graph(positions, ptr, cutoff, max_neighbours, loop)
-    expected = brute_force(positions.tolist(), ptr.tolist(), cutoff, max_neighbours, loop)
-    assert len(graph.ptr) == sum(sizes) + 1
-    assert len(graph.source) == len(graph.target) == graph.ptr[-1]
-    for i, neighbours in enumerate(expected):
-        edges = slice(graph.ptr[i], graph.ptr[i + 1])
-        assert (graph.target[edges] == i).all()
-        assert sorted(graph.source[edges].tolist()) == sorted(neighbours)
-
-
-def test_the_cut_off_itself_is_outside():
-    positions = torch.tensor([[0.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0]])
-    ptr = torch.tensor([0, 3])
-    assert len(kernels.radius_graph(positions, ptr, 2.0, 32, loop=False).source) == 0
-    assert len(kernels.radius_graph(positions, ptr, 2.0 + 1e-6, 32, loop=False).source) == 2
-
-
-def test_an_atom_stays_its_own_neighbour_among_atoms_in_one_place():
-    graph = kernels.radius_graph(torch.zeros(4, 3), torch.tensor([0, 4]), 1.0, 1, loop=True)
-    assert graph.source.tolist() == graph.target.tolist() == [0, 1, 2, 3]
-
-
-def test_edges_without_length_have_zero_direction_and_gradient():
-    positions = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 4]], dtype=torch.float64, requires_grad=True)
-    graph = kernels.radius_graph(positions, torch.tensor([0, 3]), 5.0, 32, loop=True)
-    distance, direction = edge_geometry(positions, graph)
-    gradient = torch.autograd.grad(distance.sum() + direction.square().sum(), positions, create_graph=True)[0]
-    assert sorted(distance.tolist()) == [0] * 5 + [1] * 4
-    # Four edges of length one end or start at the third atom.
-    torch.testing.assert_close(gradient[2], torch.tensor([0, 0, 4.0], dtype=torch.float64))
-    assert torch.isfinite(torch.autograd.grad(gradient.sum(), positions)[0]).all()
 
 
 # Whitened vector norm

@@ -1,1 +1,8 @@
 """The operations in C++ for CPUs: vectors of the machine's own width, torch's own threads."""
+
+from mspt.kernels.cpu.attention import radius_graph_attention
+from mspt.kernels.cpu.graph import radius_graph
+from mspt.kernels.cpu.table import gate_table
+from mspt.kernels.cpu.update import update
+
+__all__ = ["gate_table", "radius_graph", "radius_graph_attention", "update"]

@@ -68,7 +68,7 @@ def _torch_openmp():
 
 @cache
 def load(name):
-    """The shared library of the kernels in NAME.cpp, compiled for this machine where it is not yet. Raises NoCompiler."""
+    """The shared library of NAME.cpp, compiled for this machine where it is not yet. Raises NoCompiler."""
     cxx, flags, openmp = compiler(), FLAGS + LEVELS[level()], _torch_openmp()
     if openmp:
         flags = [*flags, "-fopenmp"]
@@ -103,6 +103,7 @@ def _compile(cxx, flags, openmp, source, library):
         os.replace(built, library)
 
 
-def pointer(tensor):
-    """The address of a tensor's first element, or null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def call(library, function, tensors, *numbers):
+    """Call a C function that takes the addresses of contiguous tensors, then numbers as int64_t."""
+    addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    getattr(load(library), function)(*addresses, *[ctypes.c_int64(number) for number in numbers])

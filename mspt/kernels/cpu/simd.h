@@ -82,6 +82,57 @@ template <int W> INLINE Vec<W> exp(Vec<W> x) {
 
 template <int W> INLINE Vec<W> sigmoid(Vec<W> x) { return all<W>(1.0f) / (all<W>(1.0f) + exp(all<W>(0.0f) - x)); }
 
+// A number and its derivative along one direction.
+template <int W> struct Dual {
+  Vec<W> a, b;
+};
+template <int W> INLINE Dual<W> operator+(Dual<W> x, Dual<W> y) { return {x.a + y.a, x.b + y.b}; }
+template <int W> INLINE Dual<W> operator-(Dual<W> x, Dual<W> y) { return {x.a - y.a, x.b - y.b}; }
+template <int W> INLINE Dual<W> operator*(Dual<W> x, Dual<W> y) { return {x.a * y.a, fma(x.a, y.b, x.b * y.a)}; }
+template <int W> INLINE Dual<W> fma(Dual<W> x, Dual<W> y, Dual<W> z) {
+  return {fma(x.a, y.a, z.a), fma(x.a, y.b, fma(x.b, y.a, z.b))};
+}
+template <int W> INLINE Dual<W> sigmoid(Dual<W> x) {
+  Vec<W> s = sigmoid(x.a);
+  return {s, (s - s * s) * x.b};
+}
+
+// Floats in memory seen as vectors; of duals the derivatives lie one plane behind the values.
+template <class T> struct Local;
+template <int W> struct Local<Vec<W>> {
+  using T = Vec<W>;
+  static constexpr int planes = 1;
+  float* p;
+  size_t plane;
+  T get(size_t i) const { return load<W>(p + i); }
+  void set(size_t i, T v) const { store(p + i, v); }
+  T every(size_t i) const { return all<W>(p[i]); }
+  void set_sum(size_t i, T v) const { p[i] = sum(v); }
+  void add_sum(size_t i, float sign, T v) const { p[i] += sign * sum(v); }
+};
+template <int W> struct Local<Dual<W>> {
+  using T = Dual<W>;
+  static constexpr int planes = 2;
+  float* p;
+  size_t plane;
+  T get(size_t i) const { return {load<W>(p + i), load<W>(p + plane + i)}; }
+  void set(size_t i, T v) const { store(p + i, v.a), store(p + plane + i, v.b); }
+  T every(size_t i) const { return {all<W>(p[i]), all<W>(p[plane + i])}; }
+  void set_sum(size_t i, T v) const { p[i] = sum(v.a), p[plane + i] = sum(v.b); }
+  void add_sum(size_t i, float sign, T v) const { p[i] += sign * sum(v.a), p[plane + i] += sign * sum(v.b); }
+};
+template <class T> INLINE T constant(float a);
+template <> inline Vec<4> constant(float a) { return all<4>(a); }
+template <> inline Vec<8> constant(float a) { return all<8>(a); }
+template <> inline Vec<16> constant(float a) { return all<16>(a); }
+template <> inline Dual<4> constant(float a) { return {all<4>(a), all<4>(0)}; }
+template <> inline Dual<8> constant(float a) { return {all<8>(a), all<8>(0)}; }
+template <> inline Dual<16> constant(float a) { return {all<16>(a), all<16>(0)}; }
+
+// What a kernel is run for: the value, or of duals the derivative.
+template <int W> INLINE Vec<W> result(Vec<W> v) { return v; }
+template <int W> INLINE Vec<W> result(Dual<W> v) { return v.b; }
+
 // bfloat16 <-> float, to nearest even.
 INLINE float from_bf16(uint16_t h) { uint32_t u = (uint32_t)h << 16; float f; memcpy(&f, &u, 4); return f; }
 INLINE uint16_t to_bf16(float f) {

@@ -1,0 +1,71 @@
+"""Which implementation runs, and what is said where it cannot."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mspt import kernels
+from mspt.errors import UserError
+from mspt.kernels import cpu, reference, selection
+from mspt.kernels.cpu import build
+
+
+def test_unknown_implementation_is_refused():
+    with (
+        pytest.raises(UserError, match="MSPT_KERNELS is 'fastest'; known: auto, reference, cpu, triton"),
+        kernels.use("fastest"),
+    ):
+        pass
+
+
+def test_float64_is_the_reference_and_float32_the_kernels():
+    assert selection.pick("whiten", torch.zeros(1, dtype=torch.float64)) is reference.whiten
+    assert selection.pick("radius_graph_attention", torch.zeros(1)) is cpu.radius_graph_attention
+    with kernels.use("reference"):
+        assert selection.pick("radius_graph_attention", torch.zeros(1)) is reference.radius_graph_attention
+
+
+@pytest.fixture
+def unbuilt():
+    """Nothing is built or known to be unavailable; afterwards neither."""
+    caches = build.load, selection._reason, selection._warn
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_without_a_compiler_the_reference_runs_and_says_so_once(monkeypatch, caplog, unbuilt):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with caplog.at_level(logging.WARNING, "mspt"):
+        for _ in range(2):
+            assert selection.choose(torch.device("cpu")) == "reference"
+    assert len(caplog.records) == 1
+    assert "no C++ compiler" in caplog.text
+
+
+def test_a_failed_build_leaves_nothing_behind(monkeypatch, tmp_path, unbuilt):
+    monkeypatch.setenv("MSPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", ["-no-such-flag"])
+    with pytest.raises(build.NoCompiler, match="no-such-flag"):
+        build.load("graph")
+    assert [path.suffix for path in (tmp_path / "cpu").iterdir()] == [".lock"]
+
+
+def test_many_processes_build_at_once(tmp_path):
+    code = "from mspt.kernels.cpu import build; print(build.load('update').update_forward)"
+    environment = {"MSPT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/local/bin"}
+    commands = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [command.wait() for command in commands] == [0, 0, 0]
+    assert len(list((tmp_path / "cpu").glob("*.so"))) == 1
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("MSPT_CPU", "avx1024")
+    with pytest.raises(UserError, match="MSPT_CPU is 'avx1024'; known: avx512, avx2, portable"):
+        build.level()
