@@ -50,7 +50,7 @@ int thread_number() {
 
 // A thread's scratch memory, aligned to cache lines and kept between calls: fresh pages cost more than the arithmetic.
 float* scratch(int number, size_t size) {
-  static thread_local std::vector<float> buffers[11];
+  static thread_local std::vector<float> buffers[12];
   std::vector<float>& buffer = buffers[number];
   if (buffer.size() < size + 32) buffer.resize(size + 32);
   return (float*)(((uintptr_t)buffer.data() + 63) & ~(uintptr_t)63);
@@ -150,6 +150,22 @@ template <int D, class T> struct Pass {
     }
   }
 
+  // Fade and direction of edges, one after the other: f x y z. turned: the list is read as if the edges ended here.
+  M edge_geometry(const int32_t* signed_pair, int32_t edges, bool turned) {
+    M to = local(11, 4 * edges);
+    for (int plane = 0; plane < PLANES; plane++) {
+      float* row = to.p + plane * to.plane;
+      const float *fades = fade.p + plane * fade.plane, *directions = direction.p + plane * direction.plane;
+      for (int32_t e = 0; e < edges; e++, row += 4) {
+        int32_t p = std::abs(signed_pair[e]);
+        float sign = (signed_pair[e] < 0) != turned ? -1.0f : 1.0f;
+        row[0] = fades[p];
+        for (int c = 0; c < 3; c++) row[1 + c] = sign * directions[3 * p + c];
+      }
+    }
+    return to;
+  }
+
   size_t number(int64_t k) const { return k ? (size_t)pair[k - 1] + 1 : 0; }  // of local pair k among the knots
   float moved(size_t p) const { return DUAL && p && !in.direct ? in.h_geometry[5 * (p - 1)] : 0; }
 
@@ -182,6 +198,7 @@ template <int D, class T> struct Pass {
     for (int64_t i = 0; i < own; i++) {
       const int32_t edges = ptr[i + 1] - ptr[i], *source = in.in_atom + ptr[i], *signed_pair = in.in_pair + ptr[i];
       score = local(4, edges + W);
+      M edge = edge_geometry(signed_pair, edges, false);
       M self = {features.p + i * S, features.plane};
       T q[N];
       for (int f = 0; f < N; f++) q[f] = self.get(f * W);
@@ -203,10 +220,10 @@ template <int D, class T> struct Pass {
           for (int c = 0; c < 3; c++) y[c][b] = self.get((5 + c) * D + (f0 + b) * W);
         }
         for (int e = 0; e < edges; e++) {
-          int32_t p = std::abs(signed_pair[e]);
-          M s = {features.p + (size_t)source[e] * S + 2 * D + f0 * W, features.plane}, t = {gates.p + (size_t)p * G + D + f0 * W, gates.plane};
-          T fading = fade.every(p), a = score.every(e) * fading, d[3], sign = constant<T>(signed_pair[e] < 0 ? -1.0f : 1.0f);
-          for (int c = 0; c < 3; c++) d[c] = direction.every(3 * p + c) * sign;
+          M s = {features.p + (size_t)source[e] * S + 2 * D + f0 * W, features.plane};
+          M t = {gates.p + (size_t)std::abs(signed_pair[e]) * G + D + f0 * W, gates.plane};
+          T fading = edge.every(4 * e), a = score.every(e) * fading, d[3];
+          for (int c = 0; c < 3; c++) d[c] = edge.every(4 * e + 1 + c);
           for (int b = 0; b < B; b++) {
             x[b] = fma(s.get(b * W) * t.get(b * W), a, x[b]);
             T along = s.get(D + b * W) * t.get(D + b * W), fresh = s.get(2 * D + b * W) * t.get(2 * D + b * W);
@@ -285,12 +302,9 @@ template <int D, class T> struct Pass {
       }
       weight_of.set_sum(e, a), score_gradient.set_sum(e, b);
     }
-    // The fades of the edges, for the vectors below.
-    for (int e = 0; e < edges; e++) {
-      int32_t p = std::abs(signed_pair[e]);
-      fade_gradient.p[e] = fade.p[p];
-      if constexpr (DUAL) fade_gradient.p[fade_gradient.plane + e] = fade.p[fade.plane + p];
-    }
+    M edge = edge_geometry(signed_pair, edges, true);
+    for (int plane = 0; plane < PLANES; plane++)
+      for (int e = 0; e < edges; e++) fade_gradient.p[plane * fade_gradient.plane + e] = edge.p[plane * edge.plane + 4 * e];
     for (int e = 0; e < edges; e += W) {
       T a = weight_of.get(e), b = score_gradient.get(e), c = fade_gradient.get(e), s = sigmoid(a), silu = a * s;
       fade_gradient.set(e, b * silu);
@@ -314,10 +328,8 @@ template <int D, class T> struct Pass {
         gq.set(0, fma(gs, k * t0, gq.get(0)));
         g0 = fma(us, t1, g0);
         gt.set(D, fma(us, v0, gt.get(D)));
-        // Turned: the list is read as if the edge ended at j.
-        T sign = constant<T>(signed_pair[e] < 0 ? 1.0f : -1.0f), d[3];
-        for (int c = 0; c < 3; c++) d[c] = direction.every(3 * p + c) * sign;
-        T fading = fade.every(p);
+        T fading = edge.every(4 * e), d[3];
+        for (int c = 0; c < 3; c++) d[c] = edge.every(4 * e + 1 + c);
         if (moves && p && in.fading) {
           T along = fma(y[2], x[2], fma(y[1], x[1], y[0] * x[0])), fresh = fma(y[2], d[2], fma(y[1], d[1], y[0] * d[0]));
           moving.add_sum(5 * p + 1, 1, fma(along, v1 * t2, fresh * (v2 * t3)));
