@@ -1,8 +1,8 @@
 """The table of radial gates: silu and the filter that takes a spline's values to its coefficients, in one pass.
 
-The inverse of the tridiagonal (1, 4, 1) / 6 is a symmetric filter √3 z^|m|, z = √3 − 2, that decays so fast that 14 taps
-on either side hold it to 1e-8; beyond the ends values are mirrored. So no dense product is needed, whose digits would
-depend on what a GPU is allowed to round to. The filter is symmetric: the gradient takes the same one.
+The inverse of the tridiagonal (1, 4, 1) / 6 is a symmetric filter √3 z^|m|, z = √3 − 2, that decays so fast that 14
+taps on either side hold it to 1e-8; beyond the ends values are mirrored. So no dense product is needed, whose digits
+would depend on what a GPU is allowed to round to. The filter is symmetric: the gradient takes the same one.
 
 Legend: G rows of the table, H heads, D channels a head, C = 4D columns a head, K radial functions.
 """

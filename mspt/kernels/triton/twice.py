@@ -12,19 +12,14 @@ def gradients_of_gradients(function, inputs, gradients, heads):
     with torch.enable_grad():
         inputs = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
         gradients = [tensor.detach().requires_grad_() for tensor in gradients]
-        met = [
-            (tensor, head) for tensor, head in zip(inputs, heads, strict=True) if not (tensor is None or head is None)
-        ]
         outputs = function(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        first = torch.autograd.grad(
-            outputs, [tensor for tensor, _ in met], gradients, create_graph=True, allow_unused=True
-        )
+        met = [(x, h) for x, h in zip(inputs, heads, strict=True) if x is not None and h is not None]
+        first = torch.autograd.grad(outputs, [x for x, _ in met], gradients, create_graph=True, allow_unused=True)
         known = [(value, head) for value, (_, head) in zip(first, met, strict=True) if value is not None]
-        leaves = [*gradients, *(tensor for tensor in inputs if tensor is not None)]
-        second = iter(
-            torch.autograd.grad([value for value, _ in known], leaves, [head for _, head in known], allow_unused=True)
-        )
+        values, heads = zip(*known, strict=True)
+        leaves = [*gradients, *(x for x in inputs if x is not None)]
+        second = iter(torch.autograd.grad(values, leaves, heads, allow_unused=True))
     of_gradients = [next(second) for _ in gradients]
     return of_gradients, [None if tensor is None else next(second) for tensor in inputs]
 

@@ -79,7 +79,9 @@ def rotate(app, aqq, apq, apr, aqr, upx, upy, upz, uqx, uqy, uqz):
 
 
 @triton.jit
-def roots_kernel(moments, eigen, n, R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, ATOMS: tl.constexpr):
+def roots_kernel(
+    moments, eigen, n, R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, LEAST: tl.constexpr, ATOMS: tl.constexpr
+):
     """The eigen-decomposition of C = V Vᵀ / F + diag(R) by six Jacobi sweeps -> eigen [12, n]: the inverse roots of the
     three eigenvalues, then their vectors, each x, y, z.
     """
@@ -96,15 +98,15 @@ def roots_kernel(moments, eigen, n, R0: tl.constexpr, R1: tl.constexpr, R2: tl.c
     ax, ay, az, bx, by, bz, cx, cy, cz = one, zero, zero, zero, one, zero, zero, zero, one
     for _ in tl.static_range(6):
         xx, yy, xz, yz, ax, ay, az, bx, by, bz = rotate(xx, yy, xy, xz, yz, ax, ay, az, bx, by, bz)
-        # xy is zero now; it comes back with the next rotation.
+        # Each rotation leaves a zero, which the next one fills again.
         xx, zz, xy, yz, ax, ay, az, cx, cy, cz = rotate(xx, zz, xz, zero, yz, ax, ay, az, cx, cy, cz)
         yy, zz, xy, xz, bx, by, bz, cx, cy, cz = rotate(yy, zz, yz, xy, zero, bx, by, bz, cx, cy, cz)
-    # C is at least the smallest of R: a smaller eigenvalue is rounding.
-    least = tl.minimum(tl.minimum(R0, R1), R2)
+        yz = zero
+    # C is at least the smallest of R, LEAST: a smaller eigenvalue is rounding.
     eigen += atom
-    tl.store(eigen, 1.0 / tl.sqrt(tl.maximum(xx, least)), mask=inside)
-    tl.store(eigen + n, 1.0 / tl.sqrt(tl.maximum(yy, least)), mask=inside)
-    tl.store(eigen + 2 * n, 1.0 / tl.sqrt(tl.maximum(zz, least)), mask=inside)
+    tl.store(eigen, 1.0 / tl.sqrt(tl.maximum(xx, LEAST)), mask=inside)
+    tl.store(eigen + n, 1.0 / tl.sqrt(tl.maximum(yy, LEAST)), mask=inside)
+    tl.store(eigen + 2 * n, 1.0 / tl.sqrt(tl.maximum(zz, LEAST)), mask=inside)
     tl.store(eigen + 3 * n, ax, mask=inside)
     tl.store(eigen + 4 * n, ay, mask=inside)
     tl.store(eigen + 5 * n, az, mask=inside)
@@ -235,7 +237,7 @@ def product_backward_kernel(
     gradient, vec, weight, moments, eigen, sums, g_covariance, g_vec, g_weight, n,
     F: tl.constexpr, BLOCK: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of vec, T (G − its mean) + 2 / F (gradient of C) V, and a program's part of weight's [programs, F]."""
+    """Gradients of vec, T (G − its mean) + 2 / F (gradient of C) V, and of weight, a program's part [programs, F]."""
     channel = tl.arange(0, BLOCK)
     inside = channel < F
     total = tl.zeros((BLOCK,), tl.float64)
@@ -274,8 +276,9 @@ def _forward(vec, weight, regular):
     eigen = vec.new_empty(12, n, dtype=torch.float64)
     out, shape = torch.empty_like(vec), _block(channels)
     launch(moments_kernel, (n,), vec, moments, n, **shape)
-    r0, r1, r2 = regular
-    launch(roots_kernel, (triton.cdiv(n, ATOMS),), moments, eigen, n, R0=r0, R1=r1, R2=r2, ATOMS=ATOMS)
+    added = dict(zip(("R0", "R1", "R2"), regular, strict=True))
+    grid = (triton.cdiv(n, ATOMS),)
+    launch(roots_kernel, grid, moments, eigen, n, **added, LEAST=min(regular), ATOMS=ATOMS)
     launch(product_kernel, (n,), vec, weight, moments, eigen, out, n, **shape)
     return out, (moments, eigen)
 
