@@ -24,7 +24,6 @@ from mspt.kernels import RadialBasis, pair_geometry
 from mspt.kernels import triton as operations
 from mspt.kernels.triton import launch
 
-ARCHITECTURES = (80, 90)
 # Channels and heads of the published model and of the quickstart.
 SIZES = ((256, 8), (64, 4))
 TYPES = (torch.float32, torch.bfloat16)
@@ -40,8 +39,11 @@ WARPS = 64  # that a multiprocessor can hold
 BLOCKS = 32  # programs that a multiprocessor can hold
 
 
-def launches(channels, heads, dtype, moving):
-    """What the operations launch forwards and backwards, none twice: kernel, types of arguments, constants, warps."""
+def launches(channels, heads, dtype, whole):
+    """What the operations launch forwards and backwards, none twice: kernel, types of arguments, constants, warps.
+
+    whole: with all options of the message pass, or with none.
+    """
     recorded = {}
 
     def record(kernel, _grid, arguments, warps, constants):
@@ -50,31 +52,29 @@ def launches(channels, heads, dtype, moving):
 
     start, launch.start = launch.start, record
     try:
-        _run_all(channels, heads, dtype, moving)
+        _run_all(channels, heads, dtype, whole)
     finally:
         launch.start = start
     return recorded
 
 
-def _run_all(channels, heads, dtype, moving):
+def _run_all(channels, heads, dtype, whole):
     """Every operation, forwards and backwards, on the CPU; nothing is computed."""
-    n, basis = 4, RadialBasis(64, 5.0, 512)
+    n, basis = 4, RadialBasis(64, 5.0, 512 if whole else None)
     positions = torch.arange(3 * n).view(n, 3).float() / 3
     found = operations.radius_graph(positions, torch.tensor([0, n]), 5.0, 32, True)
-    geometry = pair_geometry(positions.double().requires_grad_(moving), found, basis, dtype)
+    geometry = pair_geometry(positions.double().requires_grad_(whole), found, basis, dtype)
 
     def new(*shape):
         return torch.zeros(shape, dtype=dtype, requires_grad=True)
 
+    vec = new(n, 3, channels)
     gates = operations.gate_table(new(4 * channels, 64), new(4 * channels), heads, basis, geometry)
-    gates.sum().backward(retain_graph=True)
-    for vec in (None, new(n, 3, channels)):
-        qkv = new(n, heads, 5 * channels // heads)
-        scalars, vectors = operations.radius_graph_attention(qkv, vec, gates, found, geometry, moving)
-        (scalars.sum() + vectors.sum()).backward(retain_graph=True)
-    x, moved = operations.update(new(n, channels), vec, new(n, 3 * channels), new(n, 3, 3 * channels))
-    (x.sum() + moved.sum()).backward()
-    operations.whiten(vec, new(channels), (2e-5, 2e-5, 2e-5)).sum().backward()
+    qkv = new(n, heads, 5 * channels // heads)
+    scalars, vectors = operations.radius_graph_attention(qkv, vec if whole else None, gates, found, geometry, whole)
+    x, moved = operations.update(scalars, vectors, new(n, 3 * channels), new(n, 3, 3 * channels))
+    white = operations.whiten(vec, new(channels), (2e-5, 2e-5, 2e-5))
+    (x.sum() + moved.sum() + white.sum()).backward()
 
 
 def compile_for(architecture, kernel, signature, constants, warps):
@@ -108,24 +108,22 @@ def _assemble(ptx, architecture):
 
 
 def report():
-    """What every kernel takes: a list of records; of one kernel's forms (with and without vec, …) the worst numbers."""
-    rows = {}
+    """What every kernel takes, with all options, a list of records; and, for the newest of the GPUs, with none."""
+    compiled, rows = {}, []
     for channels, heads in SIZES:
         for dtype in TYPES:
-            forms = launches(channels, heads, dtype, True) | launches(channels, heads, dtype, False)
-            for architecture in ARCHITECTURES:
-                for kernel, signature, constants, warps in forms.values():
-                    took = compile_for(architecture, kernel, signature, constants, warps)
-                    key = (kernel.fn.__name__, channels, str(dtype).removeprefix("torch."), architecture)
-                    row = rows.setdefault(key, took)
-                    row |= {name: max(row[name], took[name]) for name in ("registers", "spilled", "shared")}
-                    row["warps"] = min(row["warps"], took["warps"])
-    names = ("kernel", "channels", "type", "architecture")
-    return [dict(zip(names, key, strict=True)) | row for key, row in rows.items()]
+            for architecture, whole in ((80, True), (90, True), (90, False)):
+                for key, form in launches(channels, heads, dtype, whole).items():
+                    took = compiled.get((architecture, key)) or compile_for(architecture, *form)
+                    compiled[architecture, key] = took
+                    head = {"kernel": key[0], "options": "all" if whole else "none", "channels": channels}
+                    head |= {"type": str(dtype).removeprefix("torch."), "architecture": f"sm_{architecture}"}
+                    rows.append(head | took)
+    return rows
 
 
 def markdown(rows):
-    """The records as a operations."""
+    """The records as a table."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

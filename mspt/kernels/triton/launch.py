@@ -2,10 +2,11 @@
 
 import torch
 
-# Elements of the tiles that a warp works on: 8 registers a thread and tile. The widest kernel keeps seven sums and
-# about as many values; twice the tile would spill, half of it would leave most loads narrower than 16 bytes a thread.
-TILE = 256
-# Head widths that the kernels take: powers of two, at least one 16-byte load of bf16, at most four edges a tile.
+# Elements of the tiles that a warp works on: 4 registers a thread and tile, so that every load is of 16 bytes a thread
+# in float32. The widest kernel keeps eight sums and about twenty values: at most 168 registers (ahead_of_time). Twice
+# the tile would take all 255, leave room for half the warps, and waste more of a neighbourhood's last block.
+TILE = 128
+# Head widths that the kernels take: powers of two, from one such load to two edges a tile.
 WIDTHS = (8, 16, 32, 64)
 
 

@@ -22,10 +22,10 @@ SHARE = 16  # atoms whose part of the weight's gradient one program adds up
 
 @triton.jit
 def load_three(base, channel, inside, F: tl.constexpr):
-    """Three rows [F] of an atom, in float64."""
-    x = tl.load(base + channel, mask=inside, other=0.0).to(tl.float64)
-    y = tl.load(base + F + channel, mask=inside, other=0.0).to(tl.float64)
-    z = tl.load(base + 2 * F + channel, mask=inside, other=0.0).to(tl.float64)
+    """Three rows [F] of an atom, in float64 (by way of float32: the interpreter knows no other way from bfloat16)."""
+    x = tl.load(base + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+    y = tl.load(base + F + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+    z = tl.load(base + 2 * F + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
     return x, y, z
 
 
@@ -148,9 +148,9 @@ def transform(eigen, atom, n, x, y, z):
 
 @triton.jit
 def store_three(base, channel, inside, x, y, z, F: tl.constexpr):
-    tl.store(base + channel, x.to(base.dtype.element_ty), mask=inside)
-    tl.store(base + F + channel, y.to(base.dtype.element_ty), mask=inside)
-    tl.store(base + 2 * F + channel, z.to(base.dtype.element_ty), mask=inside)
+    tl.store(base + channel, x.to(tl.float32).to(base.dtype.element_ty), mask=inside)
+    tl.store(base + F + channel, y.to(tl.float32).to(base.dtype.element_ty), mask=inside)
+    tl.store(base + 2 * F + channel, z.to(tl.float32).to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -160,7 +160,7 @@ def product_kernel(vec, weight, moments, eigen, out, n, F: tl.constexpr, BLOCK: 
     inside = channel < F
     x, y, z = load_centred(vec, moments, atom, n, channel, inside, F)
     x, y, z = transform(eigen, atom, n, x, y, z)
-    w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float64)
+    w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
     store_three(out + atom * 3 * F, channel, inside, x * w, y * w, z * w, F)
 
 
@@ -168,7 +168,7 @@ def product_kernel(vec, weight, moments, eigen, out, n, F: tl.constexpr, BLOCK: 
 def load_gradient(gradient, weight, atom, channel, inside, F: tl.constexpr):
     """The gradient of T V: that of the output times weight."""
     x, y, z = load_three(gradient + atom * 3 * F, channel, inside, F)
-    w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float64)
+    w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
     return x * w, y * w, z * w
 
 
@@ -248,7 +248,7 @@ def product_backward_kernel(
         g_x, g_y, g_z = load_three(gradient + atom * 3 * F, channel, inside, F)
         t_x, t_y, t_z = transform(eigen, atom, n, x, y, z)
         total += g_x * t_x + g_y * t_y + g_z * t_z
-        w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float64)
+        w = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
         g_x = g_x * w - tl.load(sums + atom)
         g_y = g_y * w - tl.load(sums + n + atom)
         g_z = g_z * w - tl.load(sums + 2 * n + atom)
