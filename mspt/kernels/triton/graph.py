@@ -3,11 +3,13 @@
 import torch
 
 from mspt.kernels import reference
+from mspt.kernels.cuda import radius_graph as on_gpu
 
 
 def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     """reference.radius_graph."""
-    return planned(reference.radius_graph(positions, ptr, cutoff, max_neighbours, loop))
+    search = on_gpu.radius_graph if positions.is_cuda else reference.radius_graph
+    return planned(search(positions, ptr, cutoff, max_neighbours, loop))
 
 
 @torch.no_grad()
