@@ -111,13 +111,14 @@ def _no_gradient(plan):
 
 
 def _backward(form, ctx, g_scalars, g_vectors):
-    qkv, vec, table, coordinate, *rest = inputs = _restore(ctx, 9)
+    inputs = _restore(ctx, 9)
+    vec, coordinate, plan = inputs[1], inputs[3], inputs[9]
     moving = any(ctx.needs_input_grad[3:6])
     g_qkv, g_vec, g_table, g_geometry = _operator("attention_backward", form)(
         g_scalars.contiguous(), g_vectors.contiguous(), *inputs, moving
     )
     geometry = split(g_geometry, coordinate) if moving else (None, None, None)
-    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *_no_gradient(inputs[9]), None
+    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *_no_gradient(plan), None
 
 
 def _keep_backward(ctx, inputs, output):
@@ -126,14 +127,15 @@ def _keep_backward(ctx, inputs, output):
 
 
 def _second(form, ctx, h_qkv, h_vec, h_table, h_geometry):
-    g_scalars, g_vectors, qkv, vec, table, coordinate, fade, *rest = inputs = _restore(ctx, 11)
+    inputs = _restore(ctx, 11)
+    vec, coordinate, fade, plan = inputs[3], inputs[5], inputs[6], inputs[11]
     if not ctx.moving:
         h_geometry = fade.new_zeros(len(fade), 5)
     heads = [h.contiguous() for h in (h_qkv, h_vec, h_table, h_geometry)]
     gg_scalars, gg_vectors, g_qkv, g_vec, g_table, g_geometry = _operator("attention_second", form)(*heads, *inputs)
     vec_gradient = None if vec is None else g_vec
     geometry = split(g_geometry, coordinate)
-    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *geometry, *_no_gradient(inputs[11]), None, None
+    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *geometry, *_no_gradient(plan), None, None
 
 
 for form in FORMS:

@@ -166,8 +166,7 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     None for zeros. table: of gate_table. vector_cutoff: whether vector messages fade out towards the cut-off as scalar
     ones do. -> scalars [n, F] and vectors [n, 3, F], the latter with vec added.
     """
-    given, (n, heads, width) = qkv.dtype, qkv.shape
-    width //= 5
+    given, width = qkv.dtype, qkv.shape[2] // 5
     qkv, table = at_least_float32(qkv, table)
     pair = graph.pair.abs().long()
     # A self-loop has fade 1 and no direction.
