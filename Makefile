@@ -14,7 +14,7 @@ env: $(INSTALLED) ## make .venv with everything the other targets need
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[chem,dev,slurm]'
+	$(BIN)/pip install -c constraints.txt -e '.[bench,chem,dev,slurm]'
 	touch $@
 
 pretrain: env ## pre-train in two stages on the bundled molecules, as two processes

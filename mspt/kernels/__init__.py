@@ -28,29 +28,29 @@ __all__ = [
 
 def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     """reference.radius_graph."""
-    return pick("radius_graph", positions)(positions, ptr, cutoff, max_neighbours, loop)
+    return pick("radius_graph", positions.device)(positions, ptr, cutoff, max_neighbours, loop)
 
 
 def gate_table(weight, bias, heads, basis, geometry):
     """reference.gate_table."""
-    return pick("gate_table", weight)(weight, bias, heads, basis, geometry)
+    return pick("gate_table", weight.device, weight.dtype)(weight, bias, heads, basis, geometry)
 
 
 def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     """reference.radius_graph_attention."""
-    return pick("radius_graph_attention", qkv)(qkv, vec, table, graph, geometry, vector_cutoff)
+    return pick("radius_graph_attention", qkv.device, qkv.dtype)(qkv, vec, table, graph, geometry, vector_cutoff)
 
 
 def update(x, vec, outputs, projected):
     """reference.update."""
-    return pick("update", x)(x, vec, outputs, projected)
+    return pick("update", x.device, x.dtype)(x, vec, outputs, projected)
 
 
 def whiten(vec, weight, regular):
     """reference.whiten."""
-    return pick("whiten", vec)(vec, weight, regular)
+    return pick("whiten", vec.device, vec.dtype)(vec, weight, regular)
 
 
 def carried_score_attention(queries, keys, values, mask):
     """reference.carried_score_attention."""
-    return pick("carried_score_attention", values)(queries, keys, values, mask)
+    return pick("carried_score_attention", values.device, values.dtype)(queries, keys, values, mask)

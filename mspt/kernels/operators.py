@@ -9,6 +9,8 @@ an implementation registers for its device. All take the same arguments:
     vector_cutoff: as reference.radius_graph_attention
 """
 
+from functools import partial
+
 import torch
 
 INPUTS = (
@@ -16,17 +18,22 @@ INPUTS = (
     "Tensor source, Tensor ptr, Tensor pair, Tensor[] plan, bool vector_cutoff"
 )
 LIBRARY = torch.library.Library("mspt", "FRAGMENT")
-LIBRARY.define(f"attention({INPUTS}) -> (Tensor scalars, Tensor vectors)")
-# Gradients of qkv, vec (empty without vec), table, and of the geometry [P, 5]: coordinate, fade, direction (empty
-# unless asked for).
-LIBRARY.define(
-    f"attention_backward(Tensor g_scalars, Tensor g_vectors, {INPUTS}, bool moving) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-# h_*: gradients that meet the four results above -> gradients of g_scalars, g_vectors, qkv, vec, table and geometry.
-LIBRARY.define(
-    f"attention_second(Tensor h_qkv, Tensor h_vec, Tensor h_table, Tensor h_geometry, Tensor g_scalars, "
-    f"Tensor g_vectors, {INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+# The interpreted twins are for tensors on the CPU in Triton's interpreter: attention itself is the C++ kernels' there.
+FORMS = ("", "_interpreted")
+for form in FORMS:
+    LIBRARY.define(f"attention{form}({INPUTS}) -> (Tensor scalars, Tensor vectors)")
+    # Gradients of qkv, vec (empty without vec), table, and of the geometry [P, 5]: coordinate, fade, direction (empty
+    # unless asked for).
+    LIBRARY.define(
+        f"attention_backward{form}(Tensor g_scalars, Tensor g_vectors, {INPUTS}, bool moving) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    )
+    # h_*: gradients that meet the four results above -> gradients of g_scalars, g_vectors, qkv, vec, table and
+    # geometry.
+    LIBRARY.define(
+        f"attention_second{form}(Tensor h_qkv, Tensor h_vec, Tensor h_table, Tensor h_geometry, Tensor g_scalars, "
+        f"Tensor g_vectors, {INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
 
 
 def implement(name, device, function):
@@ -34,32 +41,10 @@ def implement(name, device, function):
     LIBRARY.impl(name, function, device)
 
 
-def register_second(name, meaning, results):
-    """Give operator NAME, which is the gradient of a function, a gradient of its own, by PyTorch.
-
-    NAME(*gradients of the results, *tensors, *rest) -> gradients of the tensors. meaning(*tensors, *rest): the
-    function in plain PyTorch, with a tuple of so many results.
-    """
-
-    def keep(ctx, inputs, output):
-        ctx.save_for_backward(*[i for i in inputs if isinstance(i, torch.Tensor)])
-        ctx.rest = [i for i in inputs if not isinstance(i, torch.Tensor)]
-
-    def second(ctx, *heads):
-        given = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        gradients, tensors = given[:results], given[results:]
-        with torch.enable_grad():
-            first = torch.autograd.grad(meaning(*tensors, *ctx.rest), tensors, gradients, create_graph=True)
-            found = torch.autograd.grad(first, given, heads, allow_unused=True)
-        return *found, *[None] * len(ctx.rest)
-
-    torch.library.register_autograd(f"mspt::{name}", second, setup_context=keep)
-
-
-def attention(qkv, vec, table, graph, geometry, vector_cutoff):
-    """reference.radius_graph_attention by the operator."""
+def attention(qkv, vec, table, graph, geometry, vector_cutoff, form=""):
+    """reference.radius_graph_attention by the operator of one of FORMS."""
     coordinate = None if geometry.coordinate is None else geometry.coordinate.contiguous()
-    return torch.ops.mspt.attention(
+    return _operator("attention", form)(
         qkv.contiguous(),
         None if vec is None else vec.contiguous(),
         table.contiguous(),
@@ -74,6 +59,10 @@ def attention(qkv, vec, table, graph, geometry, vector_cutoff):
     )
 
 
+def _operator(name, form):
+    return getattr(torch.ops.mspt, name + form)
+
+
 def empty_gradients(qkv, vec, table, fade, moving):
     """Where the gradients of qkv, vec, table and geometry go, not yet filled."""
     return (
@@ -84,22 +73,19 @@ def empty_gradients(qkv, vec, table, fade, moving):
     )
 
 
-@torch.library.register_fake("mspt::attention")
-def _(qkv, vec, table, coordinate, fade, direction, source, ptr, pair, plan, vector_cutoff):
+def _fake(qkv, vec, table, coordinate, fade, direction, source, ptr, pair, plan, vector_cutoff):
     n, heads, width = qkv.shape
     channels = heads * (width // 5)
     return qkv.new_empty(n, channels), qkv.new_empty(n, 3, channels)
 
 
-@torch.library.register_fake("mspt::attention_backward")
-def _(
+def _fake_backward(
     g_scalars, g_vectors, qkv, vec, table, coordinate, fade, direction, source, ptr, pair, plan, vector_cutoff, moving
 ):
     return empty_gradients(qkv, vec, table, fade, moving)
 
 
-@torch.library.register_fake("mspt::attention_second")
-def _(h_qkv, h_vec, h_table, h_geometry, g_scalars, g_vectors, qkv, vec, table, coordinate, fade, *rest):
+def _fake_second(h_qkv, h_vec, h_table, h_geometry, g_scalars, g_vectors, qkv, vec, table, coordinate, fade, *rest):
     return torch.empty_like(g_scalars), torch.empty_like(g_vectors), *empty_gradients(qkv, vec, table, fade, True)
 
 
@@ -113,25 +99,25 @@ def _restore(ctx, count):
     return (*ctx.saved_tensors[:count], list(ctx.saved_tensors[count:]), ctx.vector_cutoff)
 
 
-def _split(geometry, coordinate):
+def split(geometry, coordinate):
     """The gradient of the geometry [P, 5] -> of coordinate (None without), fade and direction."""
     return None if coordinate is None else geometry[:, 0].double(), geometry[:, 1], geometry[:, 2:]
 
 
 def _no_gradient(plan):
-    """For source, ptr, pair, plan and vector_cutoff."""
-    return None, None, None, [None] * len(plan), None
+    """In place of gradients of source, ptr, pair and the plan."""
+    return None, None, None, [None] * len(plan)
 
 
-def _backward(ctx, g_scalars, g_vectors):
+def _backward(form, ctx, g_scalars, g_vectors):
     inputs = _restore(ctx, 9)
     vec, coordinate, plan = inputs[1], inputs[3], inputs[9]
     moving = any(ctx.needs_input_grad[3:6])
-    g_qkv, g_vec, g_table, g_geometry = torch.ops.mspt.attention_backward(
+    g_qkv, g_vec, g_table, g_geometry = _operator("attention_backward", form)(
         g_scalars.contiguous(), g_vectors.contiguous(), *inputs, moving
     )
-    geometry = _split(g_geometry, coordinate) if moving else (None, None, None)
-    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *_no_gradient(plan)
+    geometry = split(g_geometry, coordinate) if moving else (None, None, None)
+    return g_qkv, None if vec is None else g_vec, g_table, *geometry, *_no_gradient(plan), None
 
 
 def _keep_backward(ctx, inputs, output):
@@ -139,17 +125,23 @@ def _keep_backward(ctx, inputs, output):
     ctx.save_for_backward(*tensors, *plan)
 
 
-def _second(ctx, h_qkv, h_vec, h_table, h_geometry):
+def _second(form, ctx, h_qkv, h_vec, h_table, h_geometry):
     inputs = _restore(ctx, 11)
     vec, coordinate, fade, plan = inputs[3], inputs[5], inputs[6], inputs[11]
     if not ctx.moving:
         h_geometry = fade.new_zeros(len(fade), 5)
     heads = [h.contiguous() for h in (h_qkv, h_vec, h_table, h_geometry)]
-    gg_scalars, gg_vectors, g_qkv, g_vec, g_table, g_geometry = torch.ops.mspt.attention_second(*heads, *inputs)
+    gg_scalars, gg_vectors, g_qkv, g_vec, g_table, g_geometry = _operator("attention_second", form)(*heads, *inputs)
     vec_gradient = None if vec is None else g_vec
-    geometry = _split(g_geometry, coordinate)
-    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *geometry, *_no_gradient(plan), None
+    geometry = split(g_geometry, coordinate)
+    return gg_scalars, gg_vectors, g_qkv, vec_gradient, g_table, *geometry, *_no_gradient(plan), None, None
 
 
-torch.library.register_autograd("mspt::attention", _backward, setup_context=_keep)
-torch.library.register_autograd("mspt::attention_backward", _second, setup_context=_keep_backward)
+for form in FORMS:
+    torch.library.register_fake(f"mspt::attention{form}", _fake)
+    torch.library.register_fake(f"mspt::attention_backward{form}", _fake_backward)
+    torch.library.register_fake(f"mspt::attention_second{form}", _fake_second)
+    torch.library.register_autograd(f"mspt::attention{form}", partial(_backward, form), setup_context=_keep)
+    torch.library.register_autograd(
+        f"mspt::attention_backward{form}", partial(_second, form), setup_context=_keep_backward
+    )

@@ -4,6 +4,7 @@ import logging
 import os
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -51,8 +52,11 @@ def _reason(name):
             build.load("attention")
         except build.NoCompiler as error:
             return str(error)
-    if name == "triton" and find_spec("triton") is None:
-        return "triton is not installed"
+    if name == "triton":
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        # Imported where it is wanted: it takes its time, and a machine without a GPU need not have it.
+        IMPLEMENTATIONS[name] = import_module("mspt.kernels.triton")
     return None
 
 
@@ -79,12 +83,12 @@ def choose(device):
     return name
 
 
-def pick(operation, tensor):
-    """The function that runs an operation for a tensor like this one.
+def pick(operation, device, dtype=torch.float32):
+    """The function that runs an operation on a device, for features of this type.
 
     float64 is for checking, and an implementation may leave an operation to PyTorch: both are the reference's.
     """
-    name = choose(tensor.device) if tensor.dtype in (torch.float32, torch.bfloat16) else "reference"
+    name = choose(device) if dtype in (torch.float32, torch.bfloat16) else "reference"
     return getattr(IMPLEMENTATIONS[name], operation, getattr(reference, operation))
 
 

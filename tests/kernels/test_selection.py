@@ -22,10 +22,12 @@ def test_unknown_implementation_is_refused():
 
 
 def test_float64_is_the_reference_and_float32_the_kernels():
-    assert selection.pick("whiten", torch.zeros(1, dtype=torch.float64)) is reference.whiten
-    assert selection.pick("radius_graph_attention", torch.zeros(1)) is cpu.radius_graph_attention
+    name, device = "radius_graph_attention", torch.device("cpu")
+    assert selection.pick(name, device, torch.float64) is reference.radius_graph_attention
+    assert selection.pick(name, device, torch.float32) is cpu.radius_graph_attention
+    assert selection.pick(name, device, torch.bfloat16) is cpu.radius_graph_attention
     with kernels.use("reference"):
-        assert selection.pick("radius_graph_attention", torch.zeros(1)) is reference.radius_graph_attention
+        assert selection.pick(name, device) is reference.radius_graph_attention
 
 
 @pytest.fixture

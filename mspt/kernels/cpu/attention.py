@@ -36,10 +36,10 @@ class Gradients(ctypes.Structure):
 def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     """reference.radius_graph_attention."""
     width = qkv.shape[2] // 5
-    if width in WIDTHS:
+    if width in WIDTHS and graph.plan:
         return operators.attention(qkv, vec, table, graph, geometry, vector_cutoff)
     wider = next((w for w in WIDTHS if w > width), None)
-    if wider is None:
+    if wider is None or not graph.plan:  # heads too wide, or a graph of the reference's
         return reference.radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff)
     # Channels of zeros change nothing.
     heads = qkv.shape[1]
@@ -67,7 +67,7 @@ def _forward(inputs, qkv, dual):
     scalars = qkv.new_empty(n, heads * (width // 5))
     vectors = qkv.new_empty(n, 3, heads * (width // 5))
     run = build.load("attention").attention_forward
-    run(ctypes.byref(inputs), int(dual), ctypes.c_void_p(scalars.data_ptr()), ctypes.c_void_p(vectors.data_ptr()))
+    run(ctypes.byref(inputs), int(dual), build.pointer(scalars), build.pointer(vectors))
     return scalars, vectors
 
 

@@ -53,7 +53,29 @@ def compiler():
 def cache_folder():
     """Where builds are kept: MSPT_CACHE, else the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MSPT_CACHE") or Path(home) / "mspt") / "cpu"
+    return Path(os.environ.get("MSPT_CACHE") or Path(home) / "mspt")
+
+
+def cached(library, make):
+    """The shared library at this path, loaded; where it is not there yet, make(library) makes it. Raises NoCompiler."""
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{library}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                make(library)
+    except OSError as error:
+        message = f"{library.parent}: {error.strerror}; set MSPT_CACHE to a folder that can be written"
+        raise NoCompiler(message) from error
+    return ctypes.CDLL(str(library))
+
+
+def run(command):
+    """Run a compiler. Raises NoCompiler with what it said; otherwise returns that."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoCompiler(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
+    return done.stderr
 
 
 def _torch_openmp():
@@ -75,17 +97,8 @@ def load(name):
     digest = hashlib.sha256(repr((cxx, flags, openmp, torch.__version__)).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / f"{name}.cpp"]):
         digest.update(source.read_bytes())
-    folder = cache_folder()
-    library = folder / f"{name}-{level()}-{digest.hexdigest()[:16]}.so"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{library.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not library.exists():
-                _compile(cxx, flags, openmp, SOURCES / f"{name}.cpp", library)
-    except OSError as error:
-        raise NoCompiler(f"{folder}: {error.strerror}; set MSPT_CACHE to a folder that can be written") from error
-    return ctypes.CDLL(str(library))
+    library = cache_folder() / "cpu" / f"{name}-{level()}-{digest.hexdigest()[:16]}.so"
+    return cached(library, lambda library: _compile(cxx, flags, openmp, SOURCES / f"{name}.cpp", library))
 
 
 def _compile(cxx, flags, openmp, source, library):
@@ -93,17 +106,16 @@ def _compile(cxx, flags, openmp, source, library):
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         built, object_file = Path(scratch) / library.name, Path(scratch) / "kernel.o"
         link = [openmp, f"-Wl,-rpath,{Path(openmp).parent}"] if openmp else []
-        for command in (
-            [cxx, *flags, "-c", str(source), "-o", str(object_file)],
-            [cxx, "-shared", str(object_file), *link, "-o", str(built)],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise NoCompiler(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        run([cxx, *flags, "-c", str(source), "-o", str(object_file)])
+        run([cxx, "-shared", str(object_file), *link, "-o", str(built)])
         os.replace(built, library)
+
+
+def pointer(tensor):
+    """The address of a tensor's first element; whoever calls keeps the tensor for as long."""
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def call(library, function, tensors, *numbers):
     """Call a C function that takes the addresses of contiguous tensors, then numbers as int64_t."""
-    addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(load(library), function)(*addresses, *[ctypes.c_int64(number) for number in numbers])
+    getattr(load(library), function)(*map(pointer, tensors), *[ctypes.c_int64(number) for number in numbers])

@@ -18,8 +18,8 @@ def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     positions, ptr = positions.detach().double().contiguous(), ptr.contiguous()
     handle = ctypes.c_void_p(
         library.graph_build(
-            ctypes.c_void_p(positions.data_ptr()),
-            ctypes.c_void_p(ptr.data_ptr()),
+            build.pointer(positions),
+            build.pointer(ptr),
             ctypes.c_int64(len(ptr) - 1),
             ctypes.c_double(cutoff),
             ctypes.c_int64(max_neighbours),

@@ -5,7 +5,8 @@ from torch.nn.functional import linear, silu
 
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
-from mspt.kernels.operators import LIBRARY, register_second
+from mspt.kernels.operators import LIBRARY
+from mspt.kernels.second import register_second
 
 LIBRARY.define("gate_table(Tensor pre, Tensor bias, int heads, bool spline) -> Tensor")
 LIBRARY.define(

@@ -4,7 +4,8 @@ import torch
 
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
-from mspt.kernels.operators import LIBRARY, register_second
+from mspt.kernels.operators import LIBRARY
+from mspt.kernels.second import register_second
 
 LIBRARY.define("update(Tensor x, Tensor vec, Tensor outputs, Tensor projected) -> (Tensor, Tensor)")
 # Of outputs and projected; the gradients of x and vec are those of the results.
