@@ -1,10 +1,11 @@
-"""The command line: mspt pretrain | checkpoint.
+"""The command line: mspt pretrain | checkpoint | doctor.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 1 anything else.
 """
 
 import argparse
 import os
+import platform
 import sys
 import traceback
 
@@ -27,6 +28,17 @@ def export(options):
     print(f"wrote {export.export_run(options.run, options.out)}")
 
 
+def doctor(options):
+    """Say which kernels run on this machine, and why."""
+    import torch
+
+    from mspt import __version__
+    from mspt.kernels import selection
+
+    print(f"mspt {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    print("\n".join(selection.report()))
+
+
 def build_parser():
     parser = argparse.ArgumentParser(
         prog="mspt", description="Pre-train 3D molecular encoders on conformers and spectra."
@@ -42,7 +54,9 @@ def build_parser():
     action.add_argument("run", help="a run folder")
     action.add_argument("out", help="the folder to write model.safetensors and config.json to")
     action.set_defaults(run_command=export)
-    for each in (command, action):
+    check = commands.add_parser("doctor", help=doctor.__doc__)
+    check.set_defaults(run_command=doctor)
+    for each in (command, action, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

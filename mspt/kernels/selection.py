@@ -96,3 +96,23 @@ def implementation(device):
     """The name of what runs on a device, for a person: such as `cpu (avx512)`."""
     name = choose(torch.device(device))
     return f"cpu ({build.level()})" if name == "cpu" else name
+
+
+def report():
+    """What runs where on this machine and why, in lines for a person."""
+    lines = [f"MSPT_KERNELS={_wanted}" + (" (the default)" if "MSPT_KERNELS" not in os.environ else "")]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        lines.append(f"{device}: {implementation(device)}")
+        lines += [f"  {name} cannot: {_reason(name)}" for name in ("cpu", "triton") if _native(name, device)]
+    if _reason("cpu") is None:
+        lines.append(f"C++ kernels: {build.compiler()}, {build.level()}, {torch.get_num_threads()} threads")
+        lines.append(f"builds are kept in {build.cache_folder()}")
+    if len(devices) == 1:
+        lines.append("no CUDA device")
+    return lines
+
+
+def _native(name, device):
+    """Whether this is the device's own implementation, and it cannot run."""
+    return {"cpu": "cpu", "cuda": "triton"}[device] == name and _reason(name) is not None
