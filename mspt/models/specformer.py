@@ -180,11 +180,11 @@ class Layer(nn.Module):
     def forward(self, x, queries, keys, mask, whole):
         """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T]."""
         m, t, d = x.shape
-        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).unbind(2)
         queries.append(q)
         keys.append(k)
         attended = kernels.carried_score_attention(queries, keys, v, None if whole else mask)
-        x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(m, t, d)), mask)
+        x = self.attention_norm(x + self.out(attended.view(m, t, d)), mask)
         return self.feed_norm(x + self.down(gelu(self.up(x))), mask)
 
 

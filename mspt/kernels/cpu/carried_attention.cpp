@@ -1,0 +1,314 @@
+// Attention whose scores are summed over layers, forward and backward, for one (molecule, head) at a time.
+//
+// Keys lie along the lanes. What is indexed by key is kept in panels of PANEL keys, [panel][row][PANEL], so that all
+// products are of two kinds: `multiply`, whose result has keys along its lanes, and `dot`, which sums over keys. The
+// scores of BLOCK queries with all keys exist at a time. Scores are in units of ln 2: e^s is 2^score.
+//
+// Legend: T tokens, H heads, D channels a head, E = layers * D; Tk, Tq: T rounded up to whole panels and blocks;
+// Dr, Er: D and E rounded up to multiples of 4. What is added by rounding up holds zeros.
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+
+constexpr int W = WIDEST, PANEL = 2 * W;
+// Rows of a tile of `multiply` and of `dot`: 24 sums in the 32 registers of AVX-512, 12 in 16 registers elsewhere.
+constexpr int ROWS = W == 16 ? 12 : 6, DOT_ROWS = ROWS / 2;
+constexpr int BLOCK = 12;
+constexpr float MASKED = -1e30f, LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+using V = Vec<W>;
+
+// 2^x for x <= 0: relative error 2e-7, and 0 below 2^-126.
+INLINE V exp2(V x) {
+  using I = Lanes<W>::I;
+  const V magic = all<W>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  V shifted = x + magic, r = x - (shifted - magic);
+  V p = all<W>(1.3333558e-3f);
+  p = fma(p, r, all<W>(9.6181291e-3f));
+  p = fma(p, r, all<W>(5.5504109e-2f));
+  p = fma(p, r, all<W>(2.4022651e-1f));
+  p = fma(p, r, all<W>(6.9314718e-1f));
+  p = fma(p, r, all<W>(1.0f));
+  I bits = (I)p.v + ((I)shifted.v << 23);
+  return {x.v < -126.0f ? Lanes<W>::F{} : (Lanes<W>::F)bits};
+}
+
+// c[r] = start[r] + sum over i of a[r, i] b[i] for R rows of a panel. b: [depth][PANEL]; a's strides are given, and
+// start's: 0 where all rows start alike.
+template <int R>
+INLINE void multiply(const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* b, const float* start,
+                     int64_t start_row, float* c) {
+  V sum[R][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) sum[r][0] = load<W>(start + r * start_row), sum[r][1] = load<W>(start + r * start_row + W);
+  for (int64_t i = 0; i < depth; i++) {
+    V b0 = load<W>(b + i * PANEL), b1 = load<W>(b + i * PANEL + W);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      V x = all<W>(a[r * a_row + i * a_depth]);
+      sum[r][0] = fma(x, b0, sum[r][0]), sum[r][1] = fma(x, b1, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) store(c + r * PANEL, sum[r][0]), store(c + r * PANEL + W, sum[r][1]);
+}
+
+// c += aᵀ b for a panel: a [BLOCK][columns], b [BLOCK][PANEL], c [columns][PANEL]; columns a multiple of 4.
+static void add_transposed(const float* a, int64_t columns, const float* b, float* c) {
+  int64_t e = 0;
+  for (; e + 8 <= columns; e += 8) multiply<8>(a + e, 1, columns, BLOCK, b, c + e * PANEL, PANEL, c + e * PANEL);
+  for (; e < columns; e += 4) multiply<4>(a + e, 1, columns, BLOCK, b, c + e * PANEL, PANEL, c + e * PANEL);
+}
+
+template <int N> INLINE Vec<4> sum_quarters(Vec<N> a) {
+  if constexpr (N == 4) {
+    return a;
+  } else {
+    Vec<N / 2> half[2];
+    memcpy(half, &a, sizeof half);
+    return sum_quarters<N / 2>(half[0] + half[1]);
+  }
+}
+
+// The sums of four vectors' lanes.
+INLINE Vec<4> sums(V a, V b, V c, V d) {
+  Lanes<W>::I low, high, low_pair, high_pair;
+  for (int i = 0; i < W; i++) {
+    int first = i & ~3, lane = i & 3;
+    low[i] = first + lane / 2 + W * (lane & 1), high[i] = low[i] + 2;
+    low_pair[i] = first + (lane & 1) + W * (lane / 2), high_pair[i] = low_pair[i] + 2;
+  }
+  V ab = {__builtin_shuffle(a.v, b.v, low) + __builtin_shuffle(a.v, b.v, high)};
+  V cd = {__builtin_shuffle(c.v, d.v, low) + __builtin_shuffle(c.v, d.v, high)};
+  return sum_quarters<W>({__builtin_shuffle(ab.v, cd.v, low_pair) + __builtin_shuffle(ab.v, cd.v, high_pair)});
+}
+
+// c [BLOCK][columns] = a bᵀ summed over all keys. a: panels [BLOCK][PANEL], b: panels [columns][PANEL].
+static void dot(const float* a, const float* b, int64_t columns, int64_t panels, float* c) {
+  for (int64_t e = 0; e < columns; e += 4)
+    for (int row = 0; row < BLOCK; row += DOT_ROWS) {
+      V sum[DOT_ROWS][4] = {};
+      for (int64_t p = 0; p < panels; p++)
+#pragma GCC unroll 2
+        for (int half = 0; half < PANEL; half += W) {
+          const float *x = a + (p * BLOCK + row) * PANEL + half, *y = b + (p * columns + e) * PANEL + half;
+          V y0 = load<W>(y), y1 = load<W>(y + PANEL), y2 = load<W>(y + 2 * PANEL), y3 = load<W>(y + 3 * PANEL);
+#pragma GCC unroll 12
+          for (int r = 0; r < DOT_ROWS; r++) {
+            V xr = load<W>(x + r * PANEL);
+            sum[r][0] = fma(xr, y0, sum[r][0]), sum[r][1] = fma(xr, y1, sum[r][1]);
+            sum[r][2] = fma(xr, y2, sum[r][2]), sum[r][3] = fma(xr, y3, sum[r][3]);
+          }
+        }
+#pragma GCC unroll 12
+      for (int r = 0; r < DOT_ROWS; r++)
+        store(c + (row + r) * columns + e, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    }
+}
+
+INLINE float read(const float* p) { return *p; }
+INLINE float read(const uint16_t* p) { return from_bf16(*p); }
+INLINE void write(float* p, float x) { *p = x; }
+INLINE void write(uint16_t* p, float x) { *p = to_bf16(x); }
+
+// A tensor [m, T, H, D] with D contiguous; strides in elements.
+template <class S> struct Heads {
+  S* data;
+  int64_t molecule, token, head;
+  S* at(int64_t m, int64_t h) const { return data + m * molecule + h * head; }
+};
+
+template <class S> Heads<S> heads(void* data, const int64_t* strides) {
+  return {(S*)data, strides[0], strides[1], strides[2]};
+}
+
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Sizes {
+  int64_t m, T, H, D, layers;
+  int64_t E = layers * D, Dr = round_up(D, 4), Er = round_up(E, 4), Tk = round_up(T, PANEL), Tq = round_up(T, BLOCK);
+  int64_t panels = Tk / PANEL;
+};
+
+// rows [t][columns] = factor * x, at column `first` and beyond.
+template <class S>
+void pack_rows(Heads<S> x, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float factor,
+               float* rows) {
+  for (int64_t t = 0; t < z.T; t++)
+    for (int64_t d = 0; d < z.D; d++) rows[t * columns + first + d] = factor * read(x.at(m, h) + t * x.token + d);
+}
+
+template <class S>
+void pack_panels(Heads<S> x, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float* panels) {
+  for (int64_t t = 0; t < z.T; t++)
+    for (int64_t d = 0; d < z.D; d++)
+      panels[(t / PANEL * columns + first + d) * PANEL + t % PANEL] = read(x.at(m, h) + t * x.token + d);
+}
+
+template <class S>
+void unpack_panels(const float* panels, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first,
+                   float factor, Heads<S> x) {
+  for (int64_t t = 0; t < z.T; t++)
+    for (int64_t d = 0; d < z.D; d++)
+      write(x.at(m, h) + t * x.token + d, factor * panels[(t / PANEL * columns + first + d) * PANEL + t % PANEL]);
+}
+
+// What both directions need of one (molecule, head).
+template <class S> struct Unit {
+  const Sizes& z;
+  std::vector<float> q, k, v, bias, scores;
+
+  explicit Unit(const Sizes& z)
+      : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk, MASKED), scores(BLOCK * z.Tk) {}
+
+  // Returns whether the molecule has a token to attend to.
+  bool pack(const Heads<S>* queries, const Heads<S>* keys, Heads<S> values, const uint8_t* mask, int64_t m, int64_t h) {
+    bool any = false;
+    for (int64_t t = 0; t < z.T; t++) {
+      bool there = !mask || mask[m * z.T + t];
+      bias[t] = there ? 0.0f : MASKED;
+      any |= there;
+    }
+    if (!any) return false;
+    for (int64_t i = 0; i < z.layers; i++) {
+      pack_rows(queries[i], m, h, z, z.Er, i * z.D, LOG2_E / std::sqrt((float)z.D), q.data());
+      pack_panels(keys[i], m, h, z, z.Er, i * z.D, k.data());
+    }
+    pack_panels(values, m, h, z, z.Dr, 0, v.data());
+    return true;
+  }
+
+  // Scores of the block of queries that begins at `first` with panel p of the keys -> [BLOCK][PANEL].
+  float* score(int64_t first, int64_t p) {
+    float* tile = &scores[p * BLOCK * PANEL];
+    for (int row = 0; row < BLOCK; row += ROWS)
+      multiply<ROWS>(&q[(first + row) * z.Er], z.Er, 1, z.E, &k[p * z.Er * PANEL], &bias[p * PANEL], 0,
+                     tile + row * PANEL);
+    return tile;
+  }
+};
+
+template <class S>
+void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S>* keys, Heads<S> values,
+             const uint8_t* mask, Heads<S> out, float* norm) {
+#pragma omp parallel num_threads(threads)
+  {
+    Unit<S> unit(z);
+    std::vector<float> result(BLOCK * z.Dr);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < z.m * z.H; i++) {
+      int64_t m = i / z.H, h = i % z.H;
+      bool any = unit.pack(queries, keys, values, mask, m, h);
+      for (int64_t first = 0; first < z.T; first += BLOCK) {
+        V top[BLOCK], total[BLOCK] = {};
+        for (auto& x : top) x = all<W>(MASKED);
+        for (int64_t p = 0; any && p < z.panels; p++) {
+          const float* tile = unit.score(first, p);
+          for (int r = 0; r < BLOCK; r++)
+            top[r] = max(top[r], max(load<W>(tile + r * PANEL), load<W>(tile + r * PANEL + W)));
+        }
+        for (auto& x : top) {
+          float best = x.v[0];
+          for (int lane = 1; lane < W; lane++) best = x.v[lane] > best ? x.v[lane] : best;
+          x = all<W>(best);
+        }
+        for (int64_t p = 0; any && p < z.panels; p++)
+          for (int r = 0; r < BLOCK; r++) {
+            float* x = &unit.scores[(p * BLOCK + r) * PANEL];
+            V x0 = exp2(load<W>(x) - top[r]), x1 = exp2(load<W>(x + W) - top[r]);
+            store(x, x0), store(x + W, x1);
+            total[r] = total[r] + (x0 + x1);
+          }
+        if (any) dot(unit.scores.data(), unit.v.data(), z.Dr, z.panels, result.data());
+        for (int64_t t = first; t < first + BLOCK && t < z.T; t++) {
+          float weight = sum(total[t - first]);
+          norm[i * z.T + t] = any ? top[t - first].v[0] + std::log2(weight) : 0.0f;
+          for (int64_t d = 0; d < z.D; d++)
+            write(out.at(m, h) + t * out.token + d, any ? result[(t - first) * z.Dr + d] / weight : 0.0f);
+        }
+      }
+    }
+  }
+}
+
+template <class S>
+void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S>* keys, Heads<S> values,
+              const uint8_t* mask, Heads<S> gradient, const float* norm, const Heads<S>* to_queries,
+              const Heads<S>* to_keys, Heads<S> to_values) {
+#pragma omp parallel num_threads(threads)
+  {
+    Unit<S> unit(z);
+    std::vector<float> g(z.Tq * z.Dr), to_q(BLOCK * z.Er), to_k(z.Tk * z.Er), to_v(z.Tk * z.Dr), slopes(BLOCK * z.Tk);
+    const std::vector<float> zeros(PANEL);
+    const float scale = 1 / std::sqrt((float)z.D);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < z.m * z.H; i++) {
+      int64_t m = i / z.H, h = i % z.H;
+      bool any = unit.pack(queries, keys, values, mask, m, h);
+      if (any) pack_rows(gradient, m, h, z, z.Dr, 0, 1.0f, g.data());
+      to_k.assign(to_k.size(), 0.0f), to_v.assign(to_v.size(), 0.0f), to_q.assign(to_q.size(), 0.0f);
+      for (int64_t first = 0; first < z.T; first += BLOCK) {
+        V spread[BLOCK] = {};
+        for (int64_t p = 0; any && p < z.panels; p++) {
+          // Scores become probabilities, slopes the gradient to these.
+          float *tile = unit.score(first, p), *slope = &slopes[p * BLOCK * PANEL];
+          for (int row = 0; row < BLOCK; row += ROWS)
+            multiply<ROWS>(&g[(first + row) * z.Dr], z.Dr, 1, z.D, &unit.v[p * z.Dr * PANEL], zeros.data(), 0,
+                           slope + row * PANEL);
+          for (int r = 0; r < BLOCK; r++) {
+            float *x = tile + r * PANEL, *y = slope + r * PANEL;
+            V shift = all<W>(first + r < z.T ? norm[i * z.T + first + r] : 0.0f);
+            V x0 = exp2(load<W>(x) - shift), x1 = exp2(load<W>(x + W) - shift);
+            store(x, x0), store(x + W, x1);
+            spread[r] = fma(x0, load<W>(y), fma(x1, load<W>(y + W), spread[r]));
+          }
+        }
+        for (auto& x : spread) x = all<W>(sum(x));
+        for (int64_t p = 0; any && p < z.panels; p++) {
+          // Slopes become the gradient to the scores.
+          float *tile = &unit.scores[p * BLOCK * PANEL], *slope = &slopes[p * BLOCK * PANEL];
+          for (int r = 0; r < BLOCK; r++) {
+            float *x = tile + r * PANEL, *y = slope + r * PANEL;
+            store(y, load<W>(x) * (load<W>(y) - spread[r]));
+            store(y + W, load<W>(x + W) * (load<W>(y + W) - spread[r]));
+          }
+          add_transposed(&g[first * z.Dr], z.Dr, tile, &to_v[p * z.Dr * PANEL]);
+          add_transposed(&unit.q[first * z.Er], z.Er, slope, &to_k[p * z.Er * PANEL]);
+        }
+        if (any) dot(slopes.data(), unit.k.data(), z.Er, z.panels, to_q.data());
+        for (int64_t layer = 0; layer < z.layers; layer++)
+          for (int64_t t = first; t < first + BLOCK && t < z.T; t++)
+            for (int64_t d = 0; d < z.D; d++)
+              write(to_queries[layer].at(m, h) + t * to_queries[layer].token + d,
+                    scale * to_q[(t - first) * z.Er + layer * z.D + d]);
+      }
+      for (int64_t layer = 0; layer < z.layers; layer++)
+        unpack_panels(to_k.data(), m, h, z, z.Er, layer * z.D, LN_2, to_keys[layer]);
+      unpack_panels(to_v.data(), m, h, z, z.Dr, 0, 1.0f, to_values);
+    }
+  }
+}
+
+// Tensors come as an array of addresses and one of strides (molecule, token, head): queries, keys, values, then of
+// the forward pass its result, of the backward pass the result's gradient and the gradients to queries, keys, values.
+template <class S>
+void run(bool back, const Sizes& z, int threads, void* const* addresses, const int64_t* strides, const uint8_t* mask,
+         float* norm) {
+  std::vector<Heads<S>> all;
+  for (int64_t i = 0; i < (back ? 4 * z.layers + 3 : 2 * z.layers + 2); i++)
+    all.push_back(heads<S>(addresses[i], strides + 3 * i));
+  const Heads<S>*q = all.data(), *k = q + z.layers, *rest = k + z.layers;
+  if (!back) return forward(z, threads, q, k, rest[0], mask, rest[1], norm);
+  const Heads<S>*to_q = rest + 2, *to_k = to_q + z.layers;
+  backward(z, threads, q, k, rest[0], mask, rest[1], norm, to_q, to_k, to_k[z.layers]);
+}
+
+// mask: [m, T] bytes or null; norm: [m, H, T], log2 of the sum of 2^score.
+extern "C" void carried_attention(int back, int bf16, int threads, int64_t m, int64_t T, int64_t H, int64_t D,
+                                  int64_t layers, void* const* addresses, const int64_t* strides, const uint8_t* mask,
+                                  float* norm) {
+  Sizes z{m, T, H, D, layers};
+  if (bf16) run<uint16_t>(back, z, threads, addresses, strides, mask, norm);
+  else run<float>(back, z, threads, addresses, strides, mask, norm);
+}
