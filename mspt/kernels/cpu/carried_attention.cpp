@@ -34,31 +34,39 @@ INLINE V exp2(V x) {
   return {x.v < -126.0f ? Lanes<W>::F{} : (Lanes<W>::F)bits};
 }
 
-// c[r] = start[r] + sum over i of a[r, i] b[i] for R rows of a panel. b: [depth][PANEL]; a's strides are given, and
-// start's: 0 where all rows start alike.
-template <int R>
-INLINE void multiply(const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* b, const float* start,
-                     int64_t start_row, float* c) {
+// c[r] = start[r] + sum over i of a[r, i] b[i] for R rows of a panel: b [depth][PANEL], depth a multiple of 4. a's
+// strides are A_ROW and A_DEPTH; start's is START_ROW, 0 where all rows start alike.
+template <int R, int A_ROW, int A_DEPTH, int START_ROW>
+INLINE void multiply(const float* a, const float* b, int64_t depth, const float* start, float* c) {
   V sum[R][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) sum[r][0] = load<W>(start + r * start_row), sum[r][1] = load<W>(start + r * start_row + W);
-  for (int64_t i = 0; i < depth; i++) {
-    V b0 = load<W>(b + i * PANEL), b1 = load<W>(b + i * PANEL + W);
+  for (int r = 0; r < R; r++) sum[r][0] = load<W>(start + r * START_ROW), sum[r][1] = load<W>(start + r * START_ROW + W);
+  for (int64_t i = 0; i < depth; i += 4)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      V b0 = load<W>(b + (i + j) * PANEL), b1 = load<W>(b + (i + j) * PANEL + W);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-      V x = all<W>(a[r * a_row + i * a_depth]);
-      sum[r][0] = fma(x, b0, sum[r][0]), sum[r][1] = fma(x, b1, sum[r][1]);
+      for (int r = 0; r < R; r++) {
+        V x = all<W>(a[r * A_ROW + (i + j) * A_DEPTH]);
+        sum[r][0] = fma(x, b0, sum[r][0]), sum[r][1] = fma(x, b1, sum[r][1]);
+      }
     }
-  }
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) store(c + r * PANEL, sum[r][0]), store(c + r * PANEL + W, sum[r][1]);
 }
 
-// c += aᵀ b for a panel: a [BLOCK][columns], b [BLOCK][PANEL], c [columns][PANEL]; columns a multiple of 4.
-static void add_transposed(const float* a, int64_t columns, const float* b, float* c) {
+// c [BLOCK][PANEL] = start + ab: a [depth][BLOCK], b [depth][PANEL], start [PANEL].
+INLINE void product(const float* a, const float* b, int64_t depth, const float* start, float* c) {
+  for (int r = 0; r < BLOCK; r += ROWS) multiply<ROWS, 1, BLOCK, 0>(a + r, b, depth, start, c + r * PANEL);
+}
+
+// c [columns][PANEL] += ab: a [columns][BLOCK], b [BLOCK][PANEL]; columns a multiple of 4.
+static void add_product(const float* a, const float* b, int64_t columns, float* c) {
+  constexpr int R = W == 16 ? 8 : 4;
   int64_t e = 0;
-  for (; e + 8 <= columns; e += 8) multiply<8>(a + e, 1, columns, BLOCK, b, c + e * PANEL, PANEL, c + e * PANEL);
-  for (; e < columns; e += 4) multiply<4>(a + e, 1, columns, BLOCK, b, c + e * PANEL, PANEL, c + e * PANEL);
+  for (; e + R <= columns; e += R)
+    multiply<R, BLOCK, 1, PANEL>(a + e * BLOCK, b, BLOCK, c + e * PANEL, c + e * PANEL);
+  for (; e < columns; e += 4) multiply<4, BLOCK, 1, PANEL>(a + e * BLOCK, b, BLOCK, c + e * PANEL, c + e * PANEL);
 }
 
 template <int N> INLINE Vec<4> sum_quarters(Vec<N> a) {
@@ -131,27 +139,61 @@ struct Sizes {
   int64_t panels = Tk / PANEL;
 };
 
-// rows [t][columns] = factor * x, at column `first` and beyond.
-template <class S>
-void pack_rows(Heads<S> x, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float factor,
-               float* rows) {
-  for (int64_t t = 0; t < z.T; t++)
-    for (int64_t d = 0; d < z.D; d++) rows[t * columns + first + d] = factor * read(x.at(m, h) + t * x.token + d);
+// Four numbers in a row, in the storage type.
+INLINE Vec<4> read4(const float* p) { return load<4>(p); }
+INLINE Vec<4> read4(const uint16_t* p) {
+  return {Lanes<4>::F{from_bf16(p[0]), from_bf16(p[1]), from_bf16(p[2]), from_bf16(p[3])}};
+}
+INLINE void write4(float* p, Vec<4> x) { store(p, x); }
+INLINE void write4(uint16_t* p, Vec<4> x) {
+  for (int i = 0; i < 4; i++) p[i] = to_bf16(x.v[i]);
 }
 
-template <class S>
-void pack_panels(Heads<S> x, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float* panels) {
-  for (int64_t t = 0; t < z.T; t++)
-    for (int64_t d = 0; d < z.D; d++)
-      panels[(t / PANEL * columns + first + d) * PANEL + t % PANEL] = read(x.at(m, h) + t * x.token + d);
+INLINE void transpose(Vec<4> x[4]) {
+  using I = Lanes<4>::I;
+  const I low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  auto a = __builtin_shuffle(x[0].v, x[1].v, low), b = __builtin_shuffle(x[2].v, x[3].v, low);
+  auto c = __builtin_shuffle(x[0].v, x[1].v, high), d = __builtin_shuffle(x[2].v, x[3].v, high);
+  x[0].v = __builtin_shuffle(a, b, first), x[1].v = __builtin_shuffle(a, b, second);
+  x[2].v = __builtin_shuffle(c, d, first), x[3].v = __builtin_shuffle(c, d, second);
 }
 
-template <class S>
-void unpack_panels(const float* panels, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first,
-                   float factor, Heads<S> x) {
-  for (int64_t t = 0; t < z.T; t++)
-    for (int64_t d = 0; d < z.D; d++)
-      write(x.at(m, h) + t * x.token + d, factor * panels[(t / PANEL * columns + first + d) * PANEL + t % PANEL]);
+// packed [t / N][columns][t % N] = factor * x, from column `first` on.
+template <int N, class S>
+void pack(Heads<S> x, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float factor,
+          float* packed) {
+  for (int64_t t = 0; t < z.T; t += 4) {
+    const S* from = x.at(m, h) + t * x.token;
+    float* to = packed + (t / N * columns + first) * N + t % N;
+    int64_t d = 0;
+    for (; t + 4 <= z.T && d + 4 <= z.D; d += 4) {
+      Vec<4> rows[4];
+      for (int i = 0; i < 4; i++) rows[i] = all<4>(factor) * read4(from + i * x.token + d);
+      transpose(rows);
+      for (int i = 0; i < 4; i++) store(to + (d + i) * N, rows[i]);
+    }
+    for (; d < z.D; d++)
+      for (int i = 0; i < 4 && t + i < z.T; i++) to[d * N + i] = factor * read(from + i * x.token + d);
+  }
+}
+
+// The way back: x = factor * packed.
+template <int N, class S>
+void unpack(const float* packed, int64_t m, int64_t h, const Sizes& z, int64_t columns, int64_t first, float factor,
+            Heads<S> x) {
+  for (int64_t t = 0; t < z.T; t += 4) {
+    const float* from = packed + (t / N * columns + first) * N + t % N;
+    S* to = x.at(m, h) + t * x.token;
+    int64_t d = 0;
+    for (; t + 4 <= z.T && d + 4 <= z.D; d += 4) {
+      Vec<4> rows[4];
+      for (int i = 0; i < 4; i++) rows[i] = all<4>(factor) * load<4>(from + (d + i) * N);
+      transpose(rows);
+      for (int i = 0; i < 4; i++) write4(to + i * x.token + d, rows[i]);
+    }
+    for (; d < z.D; d++)
+      for (int i = 0; i < 4 && t + i < z.T; i++) write(to + i * x.token + d, factor * from[d * N + i]);
+  }
 }
 
 // What both directions need of one (molecule, head).
@@ -163,7 +205,7 @@ template <class S> struct Unit {
       : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk, MASKED), scores(BLOCK * z.Tk) {}
 
   // Returns whether the molecule has a token to attend to.
-  bool pack(const Heads<S>* queries, const Heads<S>* keys, Heads<S> values, const uint8_t* mask, int64_t m, int64_t h) {
+  bool fill(const Heads<S>* queries, const Heads<S>* keys, Heads<S> values, const uint8_t* mask, int64_t m, int64_t h) {
     bool any = false;
     for (int64_t t = 0; t < z.T; t++) {
       bool there = !mask || mask[m * z.T + t];
@@ -172,19 +214,17 @@ template <class S> struct Unit {
     }
     if (!any) return false;
     for (int64_t i = 0; i < z.layers; i++) {
-      pack_rows(queries[i], m, h, z, z.Er, i * z.D, LOG2_E / std::sqrt((float)z.D), q.data());
-      pack_panels(keys[i], m, h, z, z.Er, i * z.D, k.data());
+      pack<BLOCK>(queries[i], m, h, z, z.Er, i * z.D, LOG2_E / std::sqrt((float)z.D), q.data());
+      pack<PANEL>(keys[i], m, h, z, z.Er, i * z.D, 1.0f, k.data());
     }
-    pack_panels(values, m, h, z, z.Dr, 0, v.data());
+    pack<PANEL>(values, m, h, z, z.Dr, 0, 1.0f, v.data());
     return true;
   }
 
   // Scores of the block of queries that begins at `first` with panel p of the keys -> [BLOCK][PANEL].
   float* score(int64_t first, int64_t p) {
     float* tile = &scores[p * BLOCK * PANEL];
-    for (int row = 0; row < BLOCK; row += ROWS)
-      multiply<ROWS>(&q[(first + row) * z.Er], z.Er, 1, z.E, &k[p * z.Er * PANEL], &bias[p * PANEL], 0,
-                     tile + row * PANEL);
+    product(&q[first * z.Er], &k[p * z.Er * PANEL], z.Er, &bias[p * PANEL], tile);
     return tile;
   }
 };
@@ -199,7 +239,7 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
-      bool any = unit.pack(queries, keys, values, mask, m, h);
+      bool any = unit.fill(queries, keys, values, mask, m, h);
       for (int64_t first = 0; first < z.T; first += BLOCK) {
         V top[BLOCK], total[BLOCK] = {};
         for (auto& x : top) x = all<W>(MASKED);
@@ -245,17 +285,15 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
-      bool any = unit.pack(queries, keys, values, mask, m, h);
-      if (any) pack_rows(gradient, m, h, z, z.Dr, 0, 1.0f, g.data());
+      bool any = unit.fill(queries, keys, values, mask, m, h);
+      if (any) pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g.data());
       to_k.assign(to_k.size(), 0.0f), to_v.assign(to_v.size(), 0.0f), to_q.assign(to_q.size(), 0.0f);
       for (int64_t first = 0; first < z.T; first += BLOCK) {
         V spread[BLOCK] = {};
         for (int64_t p = 0; any && p < z.panels; p++) {
           // Scores become probabilities, slopes the gradient to these.
           float *tile = unit.score(first, p), *slope = &slopes[p * BLOCK * PANEL];
-          for (int row = 0; row < BLOCK; row += ROWS)
-            multiply<ROWS>(&g[(first + row) * z.Dr], z.Dr, 1, z.D, &unit.v[p * z.Dr * PANEL], zeros.data(), 0,
-                           slope + row * PANEL);
+          product(&g[first * z.Dr], &unit.v[p * z.Dr * PANEL], z.Dr, zeros.data(), slope);
           for (int r = 0; r < BLOCK; r++) {
             float *x = tile + r * PANEL, *y = slope + r * PANEL;
             V shift = all<W>(first + r < z.T ? norm[i * z.T + first + r] : 0.0f);
@@ -273,8 +311,8 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
             store(y, load<W>(x) * (load<W>(y) - spread[r]));
             store(y + W, load<W>(x + W) * (load<W>(y + W) - spread[r]));
           }
-          add_transposed(&g[first * z.Dr], z.Dr, tile, &to_v[p * z.Dr * PANEL]);
-          add_transposed(&unit.q[first * z.Er], z.Er, slope, &to_k[p * z.Er * PANEL]);
+          add_product(&g[first * z.Dr], tile, z.Dr, &to_v[p * z.Dr * PANEL]);
+          add_product(&unit.q[first * z.Er], slope, z.Er, &to_k[p * z.Er * PANEL]);
         }
         if (any) dot(slopes.data(), unit.k.data(), z.Er, z.panels, to_q.data());
         for (int64_t layer = 0; layer < z.layers; layer++)
@@ -284,8 +322,8 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
                     scale * to_q[(t - first) * z.Er + layer * z.D + d]);
       }
       for (int64_t layer = 0; layer < z.layers; layer++)
-        unpack_panels(to_k.data(), m, h, z, z.Er, layer * z.D, LN_2, to_keys[layer]);
-      unpack_panels(to_v.data(), m, h, z, z.Dr, 0, 1.0f, to_values);
+        unpack<PANEL>(to_k.data(), m, h, z, z.Er, layer * z.D, LN_2, to_keys[layer]);
+      unpack<PANEL>(to_v.data(), m, h, z, z.Dr, 0, 1.0f, to_values);
     }
   }
 }
