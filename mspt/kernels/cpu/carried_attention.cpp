@@ -6,6 +6,7 @@
 //
 // Legend: T tokens, H heads, D channels a head, E = layers * D; Tk, Tq: T rounded up to whole panels and blocks;
 // Dr, Er: D and E rounded up to multiples of 4. What is added by rounding up holds zeros.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -131,6 +132,17 @@ template <class S> Heads<S> heads(void* data, const int64_t* strides) {
   return {(S*)data, strides[0], strides[1], strides[2]};
 }
 
+// Zeros at the start of a cache line.
+class Buffer {
+  struct alignas(64) Line { float x[16]; };
+  std::vector<Line> lines;
+
+ public:
+  explicit Buffer(int64_t size) : lines((size + 15) / 16) {}
+  operator float*() { return lines[0].x; }
+  void clear() { std::fill(lines.begin(), lines.end(), Line{}); }
+};
+
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Sizes {
@@ -199,10 +211,11 @@ void unpack(const float* packed, int64_t m, int64_t h, const Sizes& z, int64_t c
 // What both directions need of one (molecule, head).
 template <class S> struct Unit {
   const Sizes& z;
-  std::vector<float> q, k, v, bias, scores;
+  Buffer q, k, v, bias, scores;
 
-  explicit Unit(const Sizes& z)
-      : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk, MASKED), scores(BLOCK * z.Tk) {}
+  explicit Unit(const Sizes& z) : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk), scores(BLOCK * z.Tk) {
+    std::fill(bias + z.T, bias + z.Tk, MASKED);
+  }
 
   // Returns whether the molecule has a token to attend to.
   bool fill(const Heads<S>* queries, const Heads<S>* keys, Heads<S> values, const uint8_t* mask, int64_t m, int64_t h) {
@@ -214,10 +227,10 @@ template <class S> struct Unit {
     }
     if (!any) return false;
     for (int64_t i = 0; i < z.layers; i++) {
-      pack<BLOCK>(queries[i], m, h, z, z.Er, i * z.D, LOG2_E / std::sqrt((float)z.D), q.data());
-      pack<PANEL>(keys[i], m, h, z, z.Er, i * z.D, 1.0f, k.data());
+      pack<BLOCK>(queries[i], m, h, z, z.Er, i * z.D, LOG2_E / std::sqrt((float)z.D), q);
+      pack<PANEL>(keys[i], m, h, z, z.Er, i * z.D, 1.0f, k);
     }
-    pack<PANEL>(values, m, h, z, z.Dr, 0, 1.0f, v.data());
+    pack<PANEL>(values, m, h, z, z.Dr, 0, 1.0f, v);
     return true;
   }
 
@@ -235,7 +248,7 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
 #pragma omp parallel num_threads(threads)
   {
     Unit<S> unit(z);
-    std::vector<float> result(BLOCK * z.Dr);
+    Buffer result(BLOCK * z.Dr);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
@@ -260,7 +273,7 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
             store(x, x0), store(x + W, x1);
             total[r] = total[r] + (x0 + x1);
           }
-        if (any) dot(unit.scores.data(), unit.v.data(), z.Dr, z.panels, result.data());
+        if (any) dot(unit.scores, unit.v, z.Dr, z.panels, result);
         for (int64_t t = first; t < first + BLOCK && t < z.T; t++) {
           float weight = sum(total[t - first]);
           norm[i * z.T + t] = any ? top[t - first].v[0] + std::log2(weight) : 0.0f;
@@ -279,21 +292,20 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
 #pragma omp parallel num_threads(threads)
   {
     Unit<S> unit(z);
-    std::vector<float> g(z.Tq * z.Dr), to_q(BLOCK * z.Er), to_k(z.Tk * z.Er), to_v(z.Tk * z.Dr), slopes(BLOCK * z.Tk);
-    const std::vector<float> zeros(PANEL);
+    Buffer g(z.Tq * z.Dr), to_q(BLOCK * z.Er), to_k(z.Tk * z.Er), to_v(z.Tk * z.Dr), slopes(BLOCK * z.Tk), zeros(PANEL);
     const float scale = 1 / std::sqrt((float)z.D);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
       bool any = unit.fill(queries, keys, values, mask, m, h);
-      if (any) pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g.data());
-      to_k.assign(to_k.size(), 0.0f), to_v.assign(to_v.size(), 0.0f), to_q.assign(to_q.size(), 0.0f);
+      if (any) pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g);
+      to_q.clear(), to_k.clear(), to_v.clear();
       for (int64_t first = 0; first < z.T; first += BLOCK) {
         V spread[BLOCK] = {};
         for (int64_t p = 0; any && p < z.panels; p++) {
           // Scores become probabilities, slopes the gradient to these.
           float *tile = unit.score(first, p), *slope = &slopes[p * BLOCK * PANEL];
-          product(&g[first * z.Dr], &unit.v[p * z.Dr * PANEL], z.Dr, zeros.data(), slope);
+          product(&g[first * z.Dr], &unit.v[p * z.Dr * PANEL], z.Dr, zeros, slope);
           for (int r = 0; r < BLOCK; r++) {
             float *x = tile + r * PANEL, *y = slope + r * PANEL;
             V shift = all<W>(first + r < z.T ? norm[i * z.T + first + r] : 0.0f);
@@ -314,7 +326,7 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
           add_product(&g[first * z.Dr], tile, z.Dr, &to_v[p * z.Dr * PANEL]);
           add_product(&unit.q[first * z.Er], slope, z.Er, &to_k[p * z.Er * PANEL]);
         }
-        if (any) dot(slopes.data(), unit.k.data(), z.Er, z.panels, to_q.data());
+        if (any) dot(slopes, unit.k, z.Er, z.panels, to_q);
         for (int64_t layer = 0; layer < z.layers; layer++)
           for (int64_t t = first; t < first + BLOCK && t < z.T; t++)
             for (int64_t d = 0; d < z.D; d++)
@@ -322,8 +334,8 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
                     scale * to_q[(t - first) * z.Er + layer * z.D + d]);
       }
       for (int64_t layer = 0; layer < z.layers; layer++)
-        unpack<PANEL>(to_k.data(), m, h, z, z.Er, layer * z.D, LN_2, to_keys[layer]);
-      unpack<PANEL>(to_v.data(), m, h, z, z.Dr, 0, 1.0f, to_values);
+        unpack<PANEL>(to_k, m, h, z, z.Er, layer * z.D, LN_2, to_keys[layer]);
+      unpack<PANEL>(to_v, m, h, z, z.Dr, 0, 1.0f, to_values);
     }
   }
 }
