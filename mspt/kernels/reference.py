@@ -182,7 +182,8 @@ def carried_score_attention(queries, keys, values, mask):
 
     queries, keys: lists of l tensors [m, T, H, D], this layer's last; values [m, T, H, D]; mask bool [m, T] of tokens
     that may be attended to, or None for all -> [m, T, H, D]. The sum is one product of the heads laid end to end, so
-    no [T, T] scores are kept. A molecule without any token to attend to gets zeros.
+    no [T, T] scores are kept. A molecule without any token to attend to gets zeros. For second
+    derivatives call it under sdpa_kernel(SDPBackend.MATH): torch's fused attention has first ones alone.
     """
     scale = values.shape[-1] ** -0.5
     q, k = torch.cat(queries, -1).transpose(1, 2), torch.cat(keys, -1).transpose(1, 2)

@@ -275,10 +275,10 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
           }
         if (any) dot(unit.scores, unit.v, z.Dr, z.panels, result);
         for (int64_t t = first; t < first + BLOCK && t < z.T; t++) {
-          float weight = sum(total[t - first]);
-          norm[i * z.T + t] = any ? top[t - first].v[0] + std::log2(weight) : 0.0f;
+          float share = any ? 1 / sum(total[t - first]) : 0.0f;
+          norm[2 * i * z.T + t] = any ? top[t - first].v[0] : 0.0f, norm[(2 * i + 1) * z.T + t] = share;
           for (int64_t d = 0; d < z.D; d++)
-            write(out.at(m, h) + t * out.token + d, any ? result[(t - first) * z.Dr + d] / weight : 0.0f);
+            write(out.at(m, h) + t * out.token + d, any ? result[(t - first) * z.Dr + d] * share : 0.0f);
         }
       }
     }
@@ -298,23 +298,27 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
       bool any = unit.fill(queries, keys, values, mask, m, h);
+      const float *tops = norm + 2 * i * z.T, *shares = tops + z.T;
+      // A query's probabilities are its share times e^(score − top): the share is multiplied into its gradient here.
       if (any) pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g);
+      for (int64_t t = 0; any && t < z.T; t++)
+        for (int64_t d = 0; d < z.D; d++) g[(t / BLOCK * z.Dr + d) * BLOCK + t % BLOCK] *= shares[t];
       to_q.clear(), to_k.clear(), to_v.clear();
       for (int64_t first = 0; first < z.T; first += BLOCK) {
         V spread[BLOCK] = {};
         for (int64_t p = 0; any && p < z.panels; p++) {
-          // Scores become probabilities, slopes the gradient to these.
+          // Scores become e^(score − top), slopes the gradient to these.
           float *tile = unit.score(first, p), *slope = &slopes[p * BLOCK * PANEL];
           product(&g[first * z.Dr], &unit.v[p * z.Dr * PANEL], z.Dr, zeros, slope);
           for (int r = 0; r < BLOCK; r++) {
             float *x = tile + r * PANEL, *y = slope + r * PANEL;
-            V shift = all<W>(first + r < z.T ? norm[i * z.T + first + r] : 0.0f);
-            V x0 = exp2(load<W>(x) - shift), x1 = exp2(load<W>(x + W) - shift);
+            V top = all<W>(first + r < z.T ? tops[first + r] : 0.0f);
+            V x0 = exp2(load<W>(x) - top), x1 = exp2(load<W>(x + W) - top);
             store(x, x0), store(x + W, x1);
             spread[r] = fma(x0, load<W>(y), fma(x1, load<W>(y + W), spread[r]));
           }
         }
-        for (auto& x : spread) x = all<W>(sum(x));
+        for (int r = 0; r < BLOCK; r++) spread[r] = all<W>(first + r < z.T ? sum(spread[r]) * shares[first + r] : 0.0f);
         for (int64_t p = 0; any && p < z.panels; p++) {
           // Slopes become the gradient to the scores.
           float *tile = &unit.scores[p * BLOCK * PANEL], *slope = &slopes[p * BLOCK * PANEL];
@@ -354,7 +358,7 @@ void run(bool back, const Sizes& z, int threads, void* const* addresses, const i
   backward(z, threads, q, k, rest[0], mask, rest[1], norm, to_q, to_k, to_k[z.layers]);
 }
 
-// mask: [m, T] bytes or null; norm: [m, H, T], log2 of the sum of 2^score.
+// mask: [m, T] bytes or null; norm: [m, H, 2, T], of every query its largest score and 1 / (sum of 2^(score − largest)).
 extern "C" void carried_attention(int back, int bf16, int threads, int64_t m, int64_t T, int64_t H, int64_t D,
                                   int64_t layers, void* const* addresses, const int64_t* strides, const uint8_t* mask,
                                   float* norm) {

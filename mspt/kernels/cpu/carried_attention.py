@@ -3,6 +3,7 @@
 import ctypes
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
@@ -48,10 +49,10 @@ def _rows(*tensors):
 
 
 def _empty(values):
-    """A result and its norm [m, H, T] (log2 of the sum of e^score), not yet filled."""
+    """A result, and of every query what makes scores probabilities, [m, H, 2, T]; not yet filled."""
     m, tokens, heads, _ = values.shape
     result = torch.empty_like(values, memory_format=torch.contiguous_format)
-    return result, values.new_empty(m, heads, tokens, dtype=torch.float32)
+    return result, values.new_empty(m, heads, 2, tokens, dtype=torch.float32)
 
 
 def _empty_gradients(queries, values):
@@ -85,21 +86,27 @@ def _fake_backward(gradient, queries, keys, values, mask, norm):
     return _empty_gradients(queries, values)
 
 
+def _split(heads):
+    """Queries, keys and values out of one list."""
+    layers = len(heads) // 2
+    return list(heads[:layers]), list(heads[layers:-1]), heads[-1]
+
+
 def _setup(ctx, inputs, output):
     queries, keys, values, mask = inputs
-    ctx.layers = len(queries)
     ctx.save_for_backward(*queries, *keys, values, mask, output[1])
 
 
 def _differentiate(ctx, gradient, _):
     *heads, mask, norm = ctx.saved_tensors
-    queries, keys, values = heads[: ctx.layers], heads[ctx.layers : -1], heads[-1]
     if torch.is_grad_enabled():  # this gradient may be differentiated again, which the kernel's cannot
-        result = reference.carried_score_attention(queries, keys, values, mask)
+        heads = [part if part.requires_grad else part.detach().requires_grad_() for part in heads]
+        with sdpa_kernel(SDPBackend.MATH):
+            result = reference.carried_score_attention(*_split(heads), mask)
         gradients = torch.autograd.grad(result, heads, gradient, create_graph=True)
     else:
-        gradients = torch.ops.mspt.carried_attention_backward(gradient, queries, keys, values, mask, norm)
-    return list(gradients[: ctx.layers]), list(gradients[ctx.layers : -1]), gradients[-1], None
+        gradients = torch.ops.mspt.carried_attention_backward(gradient, *_split(heads), mask, norm)
+    return *_split(gradients), None
 
 
 torch.library.register_autograd("mspt::carried_attention", _differentiate, setup_context=_setup, lib=LIBRARY)

@@ -74,8 +74,9 @@ def _setup(ctx, inputs, output):
 def _differentiate(ctx, gradient, _):
     vec, weight, saved = ctx.saved_tensors
     if torch.is_grad_enabled():  # this gradient may be differentiated again, which the kernel's cannot
-        result = reference.whiten(vec, weight, ctx.regular)
-        return *torch.autograd.grad(result, (vec, weight), gradient, create_graph=True), None
+        parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (vec, weight)]
+        result = reference.whiten(*parts, ctx.regular)
+        return *torch.autograd.grad(result, parts, gradient, create_graph=True), None
     return *torch.ops.mspt.whiten_backward(gradient, vec, weight, saved), None
 
 
