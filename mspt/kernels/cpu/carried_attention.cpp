@@ -235,13 +235,47 @@ template <class S> struct Unit {
     return true;
   }
 
-  // Scores of the block of queries that begins at `first` with panel p of the keys -> [BLOCK][PANEL].
-  float* score(int64_t first, int64_t p) {
-    float* tile = &scores[p * BLOCK * PANEL];
-    product(&q[first * z.Er], &k[p * z.Er * PANEL], z.Er, &bias[p * PANEL], tile);
-    return tile;
+  // Scores of the block of queries that begins at `first` with panel p of the keys.
+  void score(int64_t first, int64_t p) {
+    product(q + first * z.Er, k + p * z.Er * PANEL, z.Er, bias + p * PANEL, scores + p * BLOCK * PANEL);
   }
 };
+
+template <class S> void clear(Heads<S> x, int64_t m, int64_t h, const Sizes& z) {
+  for (int64_t t = 0; t < z.T; t++)
+    for (int64_t d = 0; d < z.D; d++) x.at(m, h)[t * x.token + d] = 0;
+}
+
+// What softmax makes of a row of scores, without its denominator: e^(score − top), and their sum.
+static float exponentials(float* row, int64_t panels, float top) {
+  V total = {};
+  for (int64_t p = 0; p < panels; p++) {
+    float* x = row + p * BLOCK * PANEL;
+    V x0 = exp2(load<W>(x) - all<W>(top)), x1 = exp2(load<W>(x + W) - all<W>(top));
+    store(x, x0), store(x + W, x1);
+    total = total + (x0 + x1);
+  }
+  return sum(total);
+}
+
+template <int N> INLINE float largest(Vec<N> a) {
+  if constexpr (N == 1) {
+    return a.v[0];
+  } else {
+    Vec<N / 2> half[2];
+    memcpy(half, &a, sizeof half);
+    return largest<N / 2>(max(half[0], half[1]));
+  }
+}
+
+static float largest(const float* row, int64_t panels) {
+  V top = all<W>(MASKED);
+  for (int64_t p = 0; p < panels; p++) {
+    const float* x = row + p * BLOCK * PANEL;
+    top = max(top, max(load<W>(x), load<W>(x + W)));
+  }
+  return largest<W>(top);
+}
 
 template <class S>
 void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S>* keys, Heads<S> values,
@@ -253,36 +287,39 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
-      bool any = unit.fill(queries, keys, values, mask, m, h);
+      float *tops = norm + 2 * i * z.T, *shares = tops + z.T;
+      if (!unit.fill(queries, keys, values, mask, m, h)) {
+        std::fill(tops, tops + 2 * z.T, 0.0f);
+        clear(out, m, h, z);
+        continue;
+      }
       for (int64_t first = 0; first < z.T; first += BLOCK) {
-        V top[BLOCK], total[BLOCK] = {};
-        for (auto& x : top) x = all<W>(MASKED);
-        for (int64_t p = 0; any && p < z.panels; p++) {
-          const float* tile = unit.score(first, p);
-          for (int r = 0; r < BLOCK; r++)
-            top[r] = max(top[r], max(load<W>(tile + r * PANEL), load<W>(tile + r * PANEL + W)));
-        }
-        for (auto& x : top) {
-          float best = x.v[0];
-          for (int lane = 1; lane < W; lane++) best = x.v[lane] > best ? x.v[lane] : best;
-          x = all<W>(best);
-        }
-        for (int64_t p = 0; any && p < z.panels; p++)
-          for (int r = 0; r < BLOCK; r++) {
-            float* x = &unit.scores[(p * BLOCK + r) * PANEL];
-            V x0 = exp2(load<W>(x) - top[r]), x1 = exp2(load<W>(x + W) - top[r]);
-            store(x, x0), store(x + W, x1);
-            total[r] = total[r] + (x0 + x1);
-          }
-        if (any) dot(unit.scores, unit.v, z.Dr, z.panels, result);
-        for (int64_t t = first; t < first + BLOCK && t < z.T; t++) {
-          float share = any ? 1 / sum(total[t - first]) : 0.0f;
-          norm[2 * i * z.T + t] = any ? top[t - first].v[0] : 0.0f, norm[(2 * i + 1) * z.T + t] = share;
+        for (int64_t p = 0; p < z.panels; p++) unit.score(first, p);
+        int64_t end = std::min(first + BLOCK, z.T);
+        for (int64_t t = first; t < end; t++) tops[t] = largest(unit.scores + (t - first) * PANEL, z.panels);
+        for (int64_t t = first; t < end; t++)
+          shares[t] = 1 / exponentials(unit.scores + (t - first) * PANEL, z.panels, tops[t]);
+        dot(unit.scores, unit.v, z.Dr, z.panels, result);
+        for (int64_t t = first; t < end; t++)
           for (int64_t d = 0; d < z.D; d++)
-            write(out.at(m, h) + t * out.token + d, any ? result[(t - first) * z.Dr + d] * share : 0.0f);
-        }
+            write(out.at(m, h) + t * out.token + d, result[(t - first) * z.Dr + d] * shares[t]);
       }
     }
+  }
+}
+
+// With x = e^(score − top) of a query and y the gradient to its probabilities, y becomes the gradient to its scores.
+static void gradient_to_scores(const float* x_row, float* y_row, int64_t panels, float share) {
+  V total = {};
+  for (int64_t p = 0; p < panels; p++) {
+    const float *x = x_row + p * BLOCK * PANEL, *y = y_row + p * BLOCK * PANEL;
+    total = fma(load<W>(x), load<W>(y), fma(load<W>(x + W), load<W>(y + W), total));
+  }
+  V mean = all<W>(share * sum(total));
+  for (int64_t p = 0; p < panels; p++) {
+    const float* x = x_row + p * BLOCK * PANEL;
+    float* y = y_row + p * BLOCK * PANEL;
+    store(y, load<W>(x) * (load<W>(y) - mean)), store(y + W, load<W>(x + W) * (load<W>(y + W) - mean));
   }
 }
 
@@ -298,42 +335,36 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < z.m * z.H; i++) {
       int64_t m = i / z.H, h = i % z.H;
-      bool any = unit.fill(queries, keys, values, mask, m, h);
       const float *tops = norm + 2 * i * z.T, *shares = tops + z.T;
-      // A query's probabilities are its share times e^(score − top): the share is multiplied into its gradient here.
-      if (any) pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g);
-      for (int64_t t = 0; any && t < z.T; t++)
-        for (int64_t d = 0; d < z.D; d++) g[(t / BLOCK * z.Dr + d) * BLOCK + t % BLOCK] *= shares[t];
-      to_q.clear(), to_k.clear(), to_v.clear();
-      for (int64_t first = 0; first < z.T; first += BLOCK) {
-        V spread[BLOCK] = {};
-        for (int64_t p = 0; any && p < z.panels; p++) {
-          // Scores become e^(score − top), slopes the gradient to these.
-          float *tile = unit.score(first, p), *slope = &slopes[p * BLOCK * PANEL];
-          product(&g[first * z.Dr], &unit.v[p * z.Dr * PANEL], z.Dr, zeros, slope);
-          for (int r = 0; r < BLOCK; r++) {
-            float *x = tile + r * PANEL, *y = slope + r * PANEL;
-            V top = all<W>(first + r < z.T ? tops[first + r] : 0.0f);
-            V x0 = exp2(load<W>(x) - top), x1 = exp2(load<W>(x + W) - top);
-            store(x, x0), store(x + W, x1);
-            spread[r] = fma(x0, load<W>(y), fma(x1, load<W>(y + W), spread[r]));
-          }
-        }
-        for (int r = 0; r < BLOCK; r++) spread[r] = all<W>(first + r < z.T ? sum(spread[r]) * shares[first + r] : 0.0f);
-        for (int64_t p = 0; any && p < z.panels; p++) {
-          // Slopes become the gradient to the scores.
-          float *tile = &unit.scores[p * BLOCK * PANEL], *slope = &slopes[p * BLOCK * PANEL];
-          for (int r = 0; r < BLOCK; r++) {
-            float *x = tile + r * PANEL, *y = slope + r * PANEL;
-            store(y, load<W>(x) * (load<W>(y) - spread[r]));
-            store(y + W, load<W>(x + W) * (load<W>(y + W) - spread[r]));
-          }
-          add_product(&g[first * z.Dr], tile, z.Dr, &to_v[p * z.Dr * PANEL]);
-          add_product(&unit.q[first * z.Er], slope, z.Er, &to_k[p * z.Er * PANEL]);
-        }
-        if (any) dot(slopes, unit.k, z.Er, z.panels, to_q);
+      if (!unit.fill(queries, keys, values, mask, m, h)) {
         for (int64_t layer = 0; layer < z.layers; layer++)
-          for (int64_t t = first; t < first + BLOCK && t < z.T; t++)
+          clear(to_queries[layer], m, h, z), clear(to_keys[layer], m, h, z);
+        clear(to_values, m, h, z);
+        continue;
+      }
+      // A query's probabilities are its share times e^(score − top): the share is multiplied into its gradient here.
+      pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g);
+      for (int64_t t = 0; t < z.T; t++)
+        for (int64_t d = 0; d < z.D; d++) g[(t / BLOCK * z.Dr + d) * BLOCK + t % BLOCK] *= shares[t];
+      to_k.clear(), to_v.clear();
+      for (int64_t first = 0; first < z.T; first += BLOCK) {
+        for (int64_t p = 0; p < z.panels; p++) {
+          unit.score(first, p);
+          product(g + first * z.Dr, unit.v + p * z.Dr * PANEL, z.Dr, zeros, slopes + p * BLOCK * PANEL);
+        }
+        int64_t end = std::min(first + BLOCK, z.T);
+        for (int64_t t = first; t < end; t++) {
+          float *x = unit.scores + (t - first) * PANEL, *y = slopes + (t - first) * PANEL;
+          exponentials(x, z.panels, tops[t]);
+          gradient_to_scores(x, y, z.panels, shares[t]);
+        }
+        for (int64_t p = 0; p < z.panels; p++) {
+          add_product(g + first * z.Dr, unit.scores + p * BLOCK * PANEL, z.Dr, to_v + p * z.Dr * PANEL);
+          add_product(unit.q + first * z.Er, slopes + p * BLOCK * PANEL, z.Er, to_k + p * z.Er * PANEL);
+        }
+        dot(slopes, unit.k, z.Er, z.panels, to_q);
+        for (int64_t layer = 0; layer < z.layers; layer++)
+          for (int64_t t = first; t < end; t++)
             for (int64_t d = 0; d < z.D; d++)
               write(to_queries[layer].at(m, h) + t * to_queries[layer].token + d,
                     scale * to_q[(t - first) * z.Er + layer * z.D + d]);
