@@ -308,18 +308,26 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
   }
 }
 
-// With x = e^(score − top) of a query and y the gradient to its probabilities, y becomes the gradient to its scores.
-static void gradient_to_scores(const float* x_row, float* y_row, int64_t panels, float share) {
+// Scores become x = e^(score − top); returned is the sum of x y for slopes y, the gradient to the probabilities.
+static float weighted_exponentials(float* row, const float* slopes, int64_t panels, float top) {
   V total = {};
   for (int64_t p = 0; p < panels; p++) {
-    const float *x = x_row + p * BLOCK * PANEL, *y = y_row + p * BLOCK * PANEL;
-    total = fma(load<W>(x), load<W>(y), fma(load<W>(x + W), load<W>(y + W), total));
+    float* x = row + p * BLOCK * PANEL;
+    const float* y = slopes + p * BLOCK * PANEL;
+    V x0 = exp2(load<W>(x) - all<W>(top)), x1 = exp2(load<W>(x + W) - all<W>(top));
+    store(x, x0), store(x + W, x1);
+    total = fma(x0, load<W>(y), fma(x1, load<W>(y + W), total));
   }
-  V mean = all<W>(share * sum(total));
+  return sum(total);
+}
+
+// Slopes become the gradient to the scores.
+static void gradient_to_scores(const float* row, float* slopes, int64_t panels, float mean) {
   for (int64_t p = 0; p < panels; p++) {
-    const float* x = x_row + p * BLOCK * PANEL;
-    float* y = y_row + p * BLOCK * PANEL;
-    store(y, load<W>(x) * (load<W>(y) - mean)), store(y + W, load<W>(x + W) * (load<W>(y + W) - mean));
+    const float* x = row + p * BLOCK * PANEL;
+    float* y = slopes + p * BLOCK * PANEL;
+    store(y, load<W>(x) * (load<W>(y) - all<W>(mean)));
+    store(y + W, load<W>(x + W) * (load<W>(y + W) - all<W>(mean)));
   }
 }
 
@@ -353,11 +361,11 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
           product(g + first * z.Dr, unit.v + p * z.Dr * PANEL, z.Dr, zeros, slopes + p * BLOCK * PANEL);
         }
         int64_t end = std::min(first + BLOCK, z.T);
-        for (int64_t t = first; t < end; t++) {
-          float *x = unit.scores + (t - first) * PANEL, *y = slopes + (t - first) * PANEL;
-          exponentials(x, z.panels, tops[t]);
-          gradient_to_scores(x, y, z.panels, shares[t]);
-        }
+        float means[BLOCK];
+        for (int64_t r = 0; first + r < end; r++)
+          means[r] = weighted_exponentials(unit.scores + r * PANEL, slopes + r * PANEL, z.panels, tops[first + r]);
+        for (int64_t r = 0; first + r < end; r++)
+          gradient_to_scores(unit.scores + r * PANEL, slopes + r * PANEL, z.panels, means[r] * shares[first + r]);
         for (int64_t p = 0; p < z.panels; p++) {
           add_product(g + first * z.Dr, unit.scores + p * BLOCK * PANEL, z.Dr, to_v + p * z.Dr * PANEL);
           add_product(unit.q + first * z.Er, slopes + p * BLOCK * PANEL, z.Er, to_k + p * z.Er * PANEL);
