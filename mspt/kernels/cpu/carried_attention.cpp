@@ -2,7 +2,7 @@
 //
 // Keys lie along the lanes. What is indexed by key is kept in panels of PANEL keys, [panel][row][PANEL], so that all
 // products are of two kinds: `multiply`, whose result has keys along its lanes, and `dot`, which sums over keys. The
-// scores of BLOCK queries with all keys exist at a time. Scores are in units of ln 2: e^s is 2^score.
+// scores of BLOCK queries with all keys exist at a time. Scores are in units of ln 2, so that softmax takes powers of 2.
 //
 // Legend: T tokens, H heads, D channels a head, E = layers * D; Tk, Tq: T rounded up to whole panels and blocks;
 // Dr, Er: D and E rounded up to multiples of 4. What is added by rounding up holds zeros.
@@ -42,7 +42,8 @@ template <int R, int A_ROW, int A_DEPTH, int START_ROW>
 INLINE void multiply(const float* a, const float* b, int64_t depth, const float* start, float* c) {
   V sum[R][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) sum[r][0] = load<W>(start + r * START_ROW), sum[r][1] = load<W>(start + r * START_ROW + W);
+  for (int r = 0; r < R; r++)
+    sum[r][0] = load<W>(start + r * START_ROW), sum[r][1] = load<W>(start + r * START_ROW + W);
   for (int64_t i = 0; i < depth; i += 4)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
@@ -214,7 +215,8 @@ template <class S> struct Unit {
   const Sizes& z;
   Buffer q, k, v, bias, scores;
 
-  explicit Unit(const Sizes& z) : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk), scores(BLOCK * z.Tk) {
+  explicit Unit(const Sizes& z)
+      : z(z), q(z.Tq * z.Er), k(z.Tk * z.Er), v(z.Tk * z.Dr), bias(z.Tk), scores(BLOCK * z.Tk) {
     std::fill(bias + z.T, bias + z.Tk, MASKED);
   }
 
@@ -246,7 +248,7 @@ template <class S> void clear(Heads<S> x, int64_t m, int64_t h, const Sizes& z) 
     for (int64_t d = 0; d < z.D; d++) x.at(m, h)[t * x.token + d] = 0;
 }
 
-// What softmax makes of a row of scores, without its denominator: e^(score − top), and their sum.
+// What softmax makes of a row of scores, without its denominator: 2^(score − top), and their sum.
 static float exponentials(float* row, int64_t panels, float top) {
   V total = {};
   for (int64_t p = 0; p < panels; p++) {
@@ -308,7 +310,7 @@ void forward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<S
   }
 }
 
-// Scores become x = e^(score − top); returned is the sum of x y for slopes y, the gradient to the probabilities.
+// Scores become x = 2^(score − top); returned is the sum of x y for slopes y, the gradient to the probabilities.
 static float weighted_exponentials(float* row, const float* slopes, int64_t panels, float top) {
   V total = {};
   for (int64_t p = 0; p < panels; p++) {
@@ -350,7 +352,7 @@ void backward(const Sizes& z, int threads, const Heads<S>* queries, const Heads<
         clear(to_values, m, h, z);
         continue;
       }
-      // A query's probabilities are its share times e^(score − top): the share is multiplied into its gradient here.
+      // A query's probabilities are its share times 2^(score − top): the share is multiplied into its gradient here.
       pack<BLOCK>(gradient, m, h, z, z.Dr, 0, 1.0f, g);
       for (int64_t t = 0; t < z.T; t++)
         for (int64_t d = 0; d < z.D; d++) g[(t / BLOCK * z.Dr + d) * BLOCK + t % BLOCK] *= shares[t];
@@ -398,7 +400,7 @@ void run(bool back, const Sizes& z, int threads, void* const* addresses, const i
   backward(z, threads, q, k, rest[0], mask, rest[1], norm, to_q, to_k, to_k[z.layers]);
 }
 
-// mask: [m, T] bytes or null; norm: [m, H, 2, T], of every query its largest score and 1 / (sum of 2^(score − largest)).
+// mask: [m, T] bytes or null; norm: [m, H, 2, T], of every query its largest score and 1 / sum of 2^(score − largest).
 extern "C" void carried_attention(int back, int bf16, int threads, int64_t m, int64_t T, int64_t H, int64_t D,
                                   int64_t layers, void* const* addresses, const int64_t* strides, const uint8_t* mask,
                                   float* norm) {

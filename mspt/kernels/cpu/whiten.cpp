@@ -62,7 +62,8 @@ static void diagonalise(Matrix a, Matrix vectors) {
         // tan, cos and sin of the angle that makes a[p][q] zero.
         int r = 3 - p - q;
         double twice = 2 * a[p][q], difference = a[q][q] - a[p][p];
-        double tan = twice / (difference + std::copysign(std::sqrt(difference * difference + twice * twice), difference));
+        double root = std::sqrt(difference * difference + twice * twice);
+        double tan = twice / (difference + std::copysign(root, difference));
         double cos = 1 / std::sqrt(1 + tan * tan), sin = tan * cos;
         a[p][p] -= tan * a[p][q], a[q][q] += tan * a[p][q];
         a[p][q] = a[q][p] = 0;
