@@ -38,7 +38,7 @@ def _call(back, tensors, mask, norm, layers):
         *map(ctypes.c_int64, (m, tokens, heads, width, layers)),
         addresses,
         (ctypes.c_int64 * len(strides))(*strides),
-        build.pointer(mask),
+        None if mask is None else build.pointer(mask),
         build.pointer(norm),
     )
 
