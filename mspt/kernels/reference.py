@@ -258,18 +258,20 @@ def whiten(vec, weight, regular):
 def carried_score_attention(queries, keys, values, mask):
     """Attention whose scores add up over layers (RealFormer, He et al., 2021): S_l = Σ_{i ≤ l} Q_i K_iᵀ / √D.
 
-    queries, keys: lists of l tensors [m, H, T, D], this layer's last; values [m, H, T, D]; mask bool [m, T] of tokens
-    that may be attended to, or None for all. The sum is one product of the heads laid end to end, so no [T, T]
-    scores are kept. A molecule without any token to attend to gets zeros.
+    queries, keys: lists of l tensors [m, T, H, D], this layer's last; values [m, T, H, D]; mask bool [m, T] of tokens
+    that may be attended to, or None for all -> [m, T, H, D]. The sum is one product of the heads laid end to end, so
+    no [T, T] scores are kept. A molecule without any token to attend to gets zeros. For second
+    derivatives call it under sdpa_kernel(SDPBackend.MATH): torch's fused attention has first ones alone.
     """
     scale = values.shape[-1] ** -0.5
-    q, k = torch.cat(queries, -1), torch.cat(keys, -1)
+    q, k = torch.cat(queries, -1).transpose(1, 2), torch.cat(keys, -1).transpose(1, 2)
     # Fused attention wants values as wide as the keys; zeros make them so.
     width = values.shape[-1]
-    v = pad(values, (0, q.shape[-1] - width))
+    v = pad(values, (0, q.shape[-1] - width)).transpose(1, 2)
     if mask is None:
-        return scaled_dot_product_attention(q, k, v, scale=scale)[..., :width]
-    nothing = ~mask.any(1)
-    open_mask = (mask | nothing[:, None])[:, None, None]
-    attended = scaled_dot_product_attention(q, k, v, attn_mask=open_mask, scale=scale)[..., :width]
-    return attended.masked_fill(nothing[:, None, None, None], 0.0)
+        attended = scaled_dot_product_attention(q, k, v, scale=scale)
+    else:
+        nothing = ~mask.any(1)[:, None, None, None]
+        open_mask = mask[:, None, None] | nothing
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=open_mask, scale=scale).masked_fill(nothing, 0.0)
+    return attended[..., :width].transpose(1, 2).contiguous()

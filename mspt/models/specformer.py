@@ -112,26 +112,31 @@ class SpecFormer(nn.Module):
         The rows of a spectrum that a molecule lacks are ignored, whatever they hold: its tokens are zeros that no
         token attends to. A molecule without any spectrum has a readout of zeros.
         """
-        parts, masks = [], []
-        for name in SPECTRA:
-            there = present[name]
-            values = torch.where(there[:, None, None], patches[name], 0.0)
-            parts.append(self.embed[name](values.to(self.positions.dtype)))
-            masks.append(there[:, None].expand(-1, self.patch_counts[name]))
-        x, mask = torch.cat(parts, 1), torch.cat(masks, 1)
-        x = torch.where(mask[..., None], x + self.positions, 0.0)
+        masks = [present[name][:, None].expand(-1, self.patch_counts[name]) for name in SPECTRA]
+        mask = torch.cat(masks, 1)
+        if mask.all():  # no mask is faster
+            masks, mask = [None] * len(SPECTRA), None
+        parts = [
+            self.embed[name](only(own, patches[name]).to(self.positions.dtype))
+            for name, own in zip(SPECTRA, masks, strict=True)
+        ]
+        x = only(mask, torch.cat(parts, 1) + self.positions)
         queries, keys = [], []
-        whole = bool(mask.all())  # without a mask the attention is faster
         for layer in self.layers:
-            x = layer(x, queries, keys, mask, whole)
-        x = torch.where(mask[..., None], x, 0.0)
+            x = layer(x, queries, keys, mask)
+        x = only(mask, x)
         tokens = dict(zip(SPECTRA, x.split(list(self.patch_counts.values()), dim=1), strict=True))
         readout = self.readout_norm(self.readout(x.flatten(1)))
-        return tokens, torch.where(mask.any(1)[:, None], readout, 0.0)
+        return tokens, readout if mask is None else torch.where(mask.any(1)[:, None], readout, 0.0)
 
     def reconstruct(self, tokens):
         """Tokens (name -> [m, N, d]) -> predicted patches (name -> [m, N, P])."""
         return {name: self.predict[name](tokens[name]) for name in SPECTRA}
+
+
+def only(mask, x):
+    """x [m, N, d], with zeros where mask bool [m, N] is false; without a mask x itself."""
+    return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
 def frequencies(d):
@@ -177,28 +182,31 @@ class Layer(nn.Module):
             k[head] = q[head] @ turned(d, 1 if head % 2 else -1)
         nn.init.zeros_(self.qkv.bias)
 
-    def forward(self, x, queries, keys, mask, whole):
-        """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T]."""
+    def forward(self, x, queries, keys, mask):
+        """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T] of the
+        tokens that are there, None where all are."""
         m, t, d = x.shape
-        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).unbind(2)
         queries.append(q)
         keys.append(k)
-        attended = kernels.carried_score_attention(queries, keys, v, None if whole else mask)
-        x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(m, t, d)), mask)
+        attended = kernels.carried_score_attention(queries, keys, v, mask)
+        x = self.attention_norm(x + self.out(attended.view(m, t, d)), mask)
         return self.feed_norm(x + self.down(gelu(self.up(x))), mask)
 
 
 class TokenLayerNorm(nn.LayerNorm):
-    """Layer norm of every token by itself, whether it is there or not: x [m, T, d], mask bool [m, T]."""
+    """Layer norm of every token by itself, whether it is there or not: x [m, T, d], mask bool [m, T] or None."""
 
     def forward(self, x, mask):
         return super().forward(x)
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the tokens of a micro-batch that are there: x [m, T, d], mask bool [m, T]."""
+    """Batch norm over the tokens of a micro-batch that are there: x [m, T, d], mask bool [m, T] or None."""
 
     def forward(self, x, mask):
+        if mask is None:
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         there = x[mask]
         if not len(there):
             return x * self.weight + self.bias  # nothing to take statistics of

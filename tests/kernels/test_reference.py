@@ -123,7 +123,7 @@ def test_whiten_of_no_atoms():
 
 def heads(layers, m=3, h=2, t=5, d=4):
     torch.manual_seed(0)
-    return [[torch.randn(m, h, t, d, dtype=torch.float64) for _ in range(layers)] for _ in range(3)]
+    return [[torch.randn(m, t, h, d, dtype=torch.float64) for _ in range(layers)] for _ in range(3)]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -135,9 +135,10 @@ def test_carried_scores_are_the_recursion(layers, masked):
         mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 1, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
     score = 0.0
     for layer in range(layers):
-        score = queries[layer] @ keys[layer].mT / 4**0.5 + score
+        q, k, v = (part[layer].transpose(1, 2) for part in (queries, keys, values))
+        score = q @ k.mT / 4**0.5 + score
         seen = score if mask is None else score.masked_fill(~mask[:, None, None], -math.inf)
-        expected = seen.softmax(-1) @ values[layer]
+        expected = (seen.softmax(-1) @ v).transpose(1, 2)
         result = kernels.carried_score_attention(queries[: layer + 1], keys[: layer + 1], values[layer], mask)
         torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 

@@ -31,7 +31,8 @@ template <int W> struct Vec {
 
 template <int W> INLINE Vec<W> load(const float* p) { Vec<W> r; memcpy(&r.v, p, sizeof r.v); return r; }
 template <int W> INLINE void store(float* p, Vec<W> a) { memcpy(p, &a.v, sizeof a.v); }
-template <int W> INLINE Vec<W> all(float a) { return {typename Lanes<W>::F{} + a}; }
+// a - 0 is a itself, also of -0, so that no subtraction is left of it.
+template <int W> INLINE Vec<W> all(float a) { return {a - typename Lanes<W>::F{}}; }
 template <int W> INLINE Vec<W> operator+(Vec<W> a, Vec<W> b) { return {a.v + b.v}; }
 template <int W> INLINE Vec<W> operator-(Vec<W> a, Vec<W> b) { return {a.v - b.v}; }
 template <int W> INLINE Vec<W> operator*(Vec<W> a, Vec<W> b) { return {a.v * b.v}; }

@@ -1,0 +1,83 @@
+"""The whitened vector norm on CPUs, as an operator of torch. The kernel: whiten.cpp."""
+
+import ctypes
+
+import torch
+
+from mspt.kernels import reference
+from mspt.kernels.cpu import build
+
+LIBRARY = torch.library.Library("mspt", "FRAGMENT")
+LIBRARY.define("whiten(Tensor vec, Tensor weight, float[] regular) -> (Tensor result, Tensor saved)")
+LIBRARY.define(
+    "whiten_backward(Tensor gradient, Tensor vec, Tensor weight, Tensor saved) -> (Tensor to_vec, Tensor to_weight)"
+)
+
+
+def whiten(vec, weight, regular):
+    """As reference.whiten, which also serves what is neither float32 nor bfloat16 throughout."""
+    if vec.dtype != weight.dtype or vec.dtype not in (torch.float32, torch.bfloat16):
+        return reference.whiten(vec, weight, regular)
+    return torch.ops.mspt.whiten(vec, weight, list(regular))[0]
+
+
+def _empty(vec):
+    """A result, and what is saved of every atom: eigenvalues, eigenvectors and means; not yet filled."""
+    result = torch.empty_like(vec, memory_format=torch.contiguous_format)
+    return result, vec.new_empty(len(vec), 15, dtype=torch.float64)
+
+
+def _sizes(vec):
+    numbers = [ctypes.c_int(vec.dtype == torch.bfloat16), ctypes.c_int(torch.get_num_threads())]
+    return [*numbers, ctypes.c_int64(vec.shape[0]), ctypes.c_int64(vec.shape[2])]
+
+
+@torch.library.impl(LIBRARY, "whiten", "CPU")
+def _forward(vec, weight, regular):
+    result, saved = _empty(vec)
+    vec, weight = vec.contiguous(), weight.contiguous()
+    build.load("whiten").whiten(
+        *_sizes(vec),
+        build.pointer(vec),
+        build.pointer(weight),
+        (ctypes.c_double * 3)(*regular),
+        build.pointer(result),
+        build.pointer(saved),
+    )
+    return result, saved
+
+
+@torch.library.impl(LIBRARY, "whiten_backward", "CPU")
+def _backward(gradient, vec, weight, saved):
+    tensors = [tensor.contiguous() for tensor in (gradient, vec, weight, saved)]
+    to_vec, to_weight = torch.empty_like(tensors[1]), torch.empty_like(tensors[2])
+    build.load("whiten").whiten_backward(*_sizes(vec), *map(build.pointer, [*tensors, to_vec, to_weight]))
+    return to_vec, to_weight
+
+
+@torch.library.register_fake("mspt::whiten", lib=LIBRARY)
+def _fake_forward(vec, weight, regular):
+    return _empty(vec)
+
+
+@torch.library.register_fake("mspt::whiten_backward", lib=LIBRARY)
+def _fake_backward(gradient, vec, weight, saved):
+    contiguous = torch.contiguous_format
+    return torch.empty_like(vec, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous)
+
+
+def _setup(ctx, inputs, output):
+    vec, weight, ctx.regular = inputs
+    ctx.save_for_backward(vec, weight, output[1])
+
+
+def _differentiate(ctx, gradient, _):
+    vec, weight, saved = ctx.saved_tensors
+    if torch.is_grad_enabled():  # this gradient may be differentiated again, which the kernel's cannot
+        parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (vec, weight)]
+        result = reference.whiten(*parts, ctx.regular)
+        return *torch.autograd.grad(result, parts, gradient, create_graph=True), None
+    return *torch.ops.mspt.whiten_backward(gradient, vec, weight, saved), None
+
+
+torch.library.register_autograd("mspt::whiten", _differentiate, setup_context=_setup, lib=LIBRARY)
