@@ -24,16 +24,17 @@ def gradients_of_gradients(function, inputs, gradients, heads):
     return of_gradients, [None if tensor is None else next(second) for tensor in inputs]
 
 
-def register_second(name, meaning, results):
+def register_second(name, meaning, results, tensors):
     """Give operator NAME, which is the gradient of a function, a gradient of its own.
 
     NAME(*gradients of the results, *tensors, *rest) -> gradients of the tensors. meaning(*tensors, *rest): the
-    function in plain PyTorch, with so many results.
+    function in plain PyTorch. results, tensors: how many of each.
     """
+    count = results + tensors
 
     def keep(ctx, inputs, output):
-        ctx.save_for_backward(*[i for i in inputs if isinstance(i, torch.Tensor)])
-        ctx.rest = [i for i in inputs if not isinstance(i, torch.Tensor)]
+        ctx.save_for_backward(*inputs[:count])
+        ctx.rest = inputs[count:]
 
     def backward(ctx, *heads):
         gradients, tensors = ctx.saved_tensors[:results], ctx.saved_tensors[results:]

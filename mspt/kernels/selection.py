@@ -49,7 +49,7 @@ def _unavailable(name):
 def _reason(name):
     if name == "cpu":
         try:
-            build.load("attention")
+            build.load_all()
         except build.NoCompiler as error:
             return str(error)
     if name == "triton":

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mspt.kernels import reference
-from mspt.kernels.cpu.carried_attention import carried_attention
+from mspt.kernels.cpu.carried_attention import carried_score_attention as carried_attention
 
 
 def inputs(m, tokens, heads, width, layers, dtype=torch.float32, seed=0, scale=1.0):

@@ -141,7 +141,7 @@ def test_operators_are_well_formed():
     torch.library.opcheck(torch.ops.mspt.whiten.default, (*parts, list(REGULAR[1])))
     vec, weight = (part.detach() for part in parts)
     _, saved = torch.ops.mspt.whiten(vec, weight, list(REGULAR[1]))
-    torch.library.opcheck(torch.ops.mspt.whiten_backward.default, (gradient, vec, weight, saved))
+    torch.library.opcheck(torch.ops.mspt.whiten_backward.default, (gradient, vec, weight, saved, list(REGULAR[1])))
 
 
 def test_compiles_in_one_graph():

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def load(name):
         digest.update(source.read_bytes())
     library = cache_folder() / "cpu" / f"{name}-{level()}-{digest.hexdigest()[:16]}.so"
     return cached(library, lambda library: _compile(cxx, flags, openmp, SOURCES / f"{name}.cpp", library))
+
+
+def load_all():
+    """Load every kernel, compiling side by side what is not there yet. Raises NoCompiler."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(load, [source.stem for source in SOURCES.glob("*.cpp")]))
 
 
 def _compile(cxx, flags, openmp, source, library):

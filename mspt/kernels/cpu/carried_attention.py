@@ -7,8 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
+from mspt.kernels.operators import LIBRARY
+from mspt.kernels.second import gradients_of_gradients
 
-LIBRARY = torch.library.Library("mspt", "FRAGMENT")
 LIBRARY.define(
     "carried_attention(Tensor[] queries, Tensor[] keys, Tensor values, Tensor? mask) -> (Tensor result, Tensor norm)"
 )
@@ -18,7 +19,7 @@ LIBRARY.define(
 )
 
 
-def carried_attention(queries, keys, values, mask):
+def carried_score_attention(queries, keys, values, mask):
     """As reference.carried_score_attention, which also serves what is neither float32 nor bfloat16 throughout."""
     types = {tensor.dtype for tensor in (*queries, *keys, values)}
     if types not in ({torch.float32}, {torch.bfloat16}):
@@ -99,14 +100,25 @@ def _setup(ctx, inputs, output):
 
 def _differentiate(ctx, gradient, _):
     *heads, mask, norm = ctx.saved_tensors
-    if torch.is_grad_enabled():  # this gradient may be differentiated again, which the kernel's cannot
-        heads = [part if part.requires_grad else part.detach().requires_grad_() for part in heads]
-        with sdpa_kernel(SDPBackend.MATH):
-            result = reference.carried_score_attention(*_split(heads), mask)
-        gradients = torch.autograd.grad(result, heads, gradient, create_graph=True)
-    else:
-        gradients = torch.ops.mspt.carried_attention_backward(gradient, *_split(heads), mask, norm)
+    gradients = torch.ops.mspt.carried_attention_backward(gradient, *_split(heads), mask, norm)
     return *_split(gradients), None
 
 
+def _setup_backward(ctx, inputs, output):
+    gradient, queries, keys, values, mask, _ = inputs
+    ctx.save_for_backward(gradient, *queries, *keys, values, mask)
+
+
+def _differentiate_backward(ctx, gradients):
+    gradient, *heads, mask = ctx.saved_tensors
+    with sdpa_kernel(SDPBackend.MATH):  # the one that can be differentiated twice
+        to_gradient, to_heads = gradients_of_gradients(
+            lambda *parts: reference.carried_score_attention(*_split(parts), mask), heads, [gradient], gradients
+        )
+    return to_gradient[0], *_split(to_heads), None, None
+
+
 torch.library.register_autograd("mspt::carried_attention", _differentiate, setup_context=_setup, lib=LIBRARY)
+torch.library.register_autograd(
+    "mspt::carried_attention_backward", _differentiate_backward, setup_context=_setup_backward, lib=LIBRARY
+)

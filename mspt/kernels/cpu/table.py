@@ -52,7 +52,7 @@ def _gradient(ctx, gradient):
 LIBRARY.impl("gate_table", _forward, "CPU")
 LIBRARY.impl("gate_table_backward", _backward, "CPU")
 torch.library.register_autograd("mspt::gate_table", _gradient, setup_context=_keep)
-register_second("gate_table_backward", _meaning, results=1)
+register_second("gate_table_backward", _meaning, results=1, tensors=2)
 
 
 @torch.library.register_fake("mspt::gate_table")

@@ -53,7 +53,7 @@ def _gradient(ctx, g_x, g_vec):
 LIBRARY.impl("update", _forward, "CPU")
 LIBRARY.impl("update_backward", _backward, "CPU")
 torch.library.register_autograd("mspt::update", _gradient, setup_context=_keep)
-register_second("update_backward", _meaning, results=2)
+register_second("update_backward", _meaning, results=2, tensors=2)
 
 
 @torch.library.register_fake("mspt::update")

@@ -6,11 +6,13 @@ import torch
 
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
+from mspt.kernels.operators import LIBRARY
+from mspt.kernels.second import register_second
 
-LIBRARY = torch.library.Library("mspt", "FRAGMENT")
 LIBRARY.define("whiten(Tensor vec, Tensor weight, float[] regular) -> (Tensor result, Tensor saved)")
 LIBRARY.define(
-    "whiten_backward(Tensor gradient, Tensor vec, Tensor weight, Tensor saved) -> (Tensor to_vec, Tensor to_weight)"
+    "whiten_backward(Tensor gradient, Tensor vec, Tensor weight, Tensor saved, float[] regular) "
+    "-> (Tensor to_vec, Tensor to_weight)"
 )
 
 
@@ -48,7 +50,7 @@ def _forward(vec, weight, regular):
 
 
 @torch.library.impl(LIBRARY, "whiten_backward", "CPU")
-def _backward(gradient, vec, weight, saved):
+def _backward(gradient, vec, weight, saved, regular):
     tensors = [tensor.contiguous() for tensor in (gradient, vec, weight, saved)]
     to_vec, to_weight = torch.empty_like(tensors[1]), torch.empty_like(tensors[2])
     build.load("whiten").whiten_backward(*_sizes(vec), *map(build.pointer, [*tensors, to_vec, to_weight]))
@@ -61,7 +63,7 @@ def _fake_forward(vec, weight, regular):
 
 
 @torch.library.register_fake("mspt::whiten_backward", lib=LIBRARY)
-def _fake_backward(gradient, vec, weight, saved):
+def _fake_backward(gradient, vec, weight, saved, regular):
     contiguous = torch.contiguous_format
     return torch.empty_like(vec, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous)
 
@@ -72,12 +74,10 @@ def _setup(ctx, inputs, output):
 
 
 def _differentiate(ctx, gradient, _):
-    vec, weight, saved = ctx.saved_tensors
-    if torch.is_grad_enabled():  # this gradient may be differentiated again, which the kernel's cannot
-        parts = [part if part.requires_grad else part.detach().requires_grad_() for part in (vec, weight)]
-        result = reference.whiten(*parts, ctx.regular)
-        return *torch.autograd.grad(result, parts, gradient, create_graph=True), None
-    return *torch.ops.mspt.whiten_backward(gradient, vec, weight, saved), None
+    return *torch.ops.mspt.whiten_backward(gradient, *ctx.saved_tensors, ctx.regular), None
 
 
 torch.library.register_autograd("mspt::whiten", _differentiate, setup_context=_setup, lib=LIBRARY)
+register_second(
+    "whiten_backward", lambda vec, weight, saved, regular: reference.whiten(vec, weight, regular), results=1, tensors=2
+)
