@@ -2,14 +2,11 @@
 
 import torch
 
-from benchmarks import published
+from benchmarks import measure, published
 from mspt import objectives
 from mspt.data.keyed import Keyed
-from mspt.data.packing import Budget
-from mspt.data.shardset import ShardSet
-from mspt.data.stream import sequential
 from mspt.models.encoders.torchmd_net import convert
-from mspt.models.pretraining import NetworkSettings, Pass
+from mspt.models.pretraining import NetworkSettings
 from mspt.models.specformer import SpecFormerSettings
 
 
@@ -26,7 +23,7 @@ def weights(baseline):
     return state | {f"network.specformer.{name}": value for name, value in spectra.items()}
 
 
-def test_same_loss_as_the_framework(bundled_spectra):
+def test_same_loss_as_the_framework():
     torch.manual_seed(0)
     baseline = published.Pretraining(channels=32, layers=2, heads=4, functions=16)
     with torch.no_grad():
@@ -41,7 +38,7 @@ def test_same_loss_as_the_framework(bundled_spectra):
     )
     ours.load_state_dict(weights(baseline))
 
-    batch, generator = bundled_spectra, Keyed(0, 0)
+    batch, generator = measure.bundled(6), Keyed(0, 0)
     noise = ours.objectives["coord"].noise(batch, generator)
     masks = ours.objectives["masked_patches"].masks(batch, generator)
     totals = ours.weights(batch, generator)
