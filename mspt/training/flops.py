@@ -64,6 +64,12 @@ def training_step(model, objectives, molecules, atoms, edges):
     return 2 * 3 * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
 
 
+def edges(batch, settings):
+    """The number of edges of a MoleculeBatch for an encoder with a cut-off."""
+    graph = kernels.radius_graph(batch.positions, batch.ptr, settings.cutoff, settings.max_neighbours, loop=True)
+    return len(graph.source)
+
+
 def matmul_rate(device, dtype):
     """Floating-point operations a second of a large matrix product on a device, the best of a few."""
     device = torch.device(device)
@@ -98,12 +104,11 @@ class Utilisation:
         """Take the number of edges from a MoleculeBatch, if there is none yet."""
         encoder = self.model.encoder
         if self.edges_per_atom is None and len(batch.numbers) and encoder.name in ENCODERS:
-            graph = kernels.radius_graph(batch.positions, batch.ptr, encoder.cutoff, encoder.max_neighbours, loop=True)
-            self.edges_per_atom = len(graph.source) / len(batch.numbers)
+            self.edges_per_atom = edges(batch, encoder) / len(batch.numbers)
 
     def share(self, molecules, atoms, seconds):
         """Of so many molecules and atoms over all ranks in these seconds; None where it is not known."""
         if self.edges_per_atom is None:
             return None
-        edges = self.edges_per_atom * atoms
-        return training_step(self.model, self.objectives, molecules, atoms, edges) / (seconds * self.rate)
+        counted = training_step(self.model, self.objectives, molecules, atoms, self.edges_per_atom * atoms)
+        return counted / (seconds * self.rate)
