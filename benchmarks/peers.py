@@ -6,7 +6,7 @@ Published sizes, bundled QM9 molecules, forward and backward. All that is compar
 medians of the ratios in a round. The floors are the products that no implementation avoids, 17 F² multiply-adds an
 atom and layer forward and twice those backward: `floor` as forward products three times over, `floor_training_shapes`
 as x Wᵀ, g W and gᵀ x. Memory is the peak above the state before the step. On a GPU also in bfloat16, ours against the
-same peers in float32.
+same peers in float32; share_of_matmul_rate is of the counted operations (mspt/training/flops.py).
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from mspt import config
 from mspt.data.keyed import Keyed
-from mspt.models.encoders.torchmd_et import TorchMDET
+from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
 from mspt.models.encoders.torchmd_net import convert
 from mspt.objectives import Pretraining
 from mspt.training import flops
@@ -100,6 +100,9 @@ def compare_encoders(molecules, precision, device, runs):
         which: measure.peak_memory(encoder, molecules, which, kind, device, device=device)
         for which, kind in (("ours", precision), ("torchmdnet", "fp32"))
     }
+    batch, settings = measure.bundled(molecules, device=device), TorchMDETSettings(norm="none")
+    per_atom, per_edge = flops.torchmd_et(settings)
+    counted = 2 * 3 * (len(batch.numbers) * per_atom + flops.edges(batch, settings) * per_edge)
     return {
         "molecules": molecules,
         "precision": precision,
@@ -113,6 +116,7 @@ def compare_encoders(molecules, precision, device, runs):
         "peak_memory_bytes": memory["ours"],
         "torchmdnet_peak_memory_bytes": memory["torchmdnet"],
         "peak_memory_ratio": memory["ours"] / memory["torchmdnet"],
+        "share_of_matmul_rate": counted / seconds["ours"] / flops.matmul_rate(device, PRECISIONS[precision]),
     }
 
 
