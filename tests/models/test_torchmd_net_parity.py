@@ -128,7 +128,7 @@ def test_same_as_torchmd_net(channels, layers, count, norms, gates):
     settings, weights = convert(theirs.model.state_dict(), max_neighbours=100)
     assert (settings.layers, settings.channels, settings.radial_functions, settings.cutoff) == (layers, channels, 64, 5)
     # The slope of a gate is what the positions' gradient needs the knots for.
-    ours = TorchMDET(settings.model_copy(update={"gates": gates, "knots": 1024}))
+    ours = TorchMDET(settings.model_copy(update={"gates": gates, "knots_per_function": 16}))
     ours.load_state_dict(weights)
 
     buffers = dict(theirs.model.named_buffers())
