@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-BENCHMARKS := $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)))
+# The others are what these share.
+BENCHMARKS := $(sort $(filter-out %/measure.py %/published.py,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help env pretrain test lint bench clean
@@ -32,6 +33,7 @@ lint: env ## check the style and the arrows between folders
 	$(BIN)/lint-imports
 
 bench: env ## run every benchmark, one after another
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
 
 clean: ## remove the environment, runs and caches

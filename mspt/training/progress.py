@@ -23,7 +23,7 @@ class Progress:
         """Show a step: its loss and the parts of it, the speed, the time left.
 
         values: name -> number, of them the parts of the loss and loss, molecules_per_second, atoms_per_second,
-        data_wait (share of the time), learning_rate, memory_gib.
+        data_wait (share of the time), mfu (of the machine's matrix products, where known), learning_rate, memory_gib.
         """
         if not self.enabled:
             return
@@ -31,10 +31,11 @@ class Progress:
         left = spent / max(1, step - self.start) * (self.total - step)
         names = ["loss", *(name for name in values if name in PARTS or name.startswith("masked_"))]
         losses = "  ".join(f"{name} {values[name]:.4g}" for name in names)
+        used = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
         text = (
             f"{losses}  {values['molecules_per_second']:.0f} molecules/s  "
             f"{values['atoms_per_second']:.0f} atoms/s  wait {values['data_wait']:.1%}  "
-            f"lr {values['learning_rate']:.2g}  {values['memory_gib']:.2f} GiB"
+            f"{used}lr {values['learning_rate']:.2g}  {values['memory_gib']:.2f} GiB"
         )
         if self.bar is not None:
             self.bar.update(step - self.bar.n)

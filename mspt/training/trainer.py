@@ -23,6 +23,7 @@ from mspt.training import checkpoint, figures, report
 from mspt.training.engine import Engine, all_reduce, initialise
 from mspt.training.evaluation import evaluate
 from mspt.training.export import export_encoder, initial_weights
+from mspt.training.flops import Utilisation
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
 
@@ -69,6 +70,7 @@ class Trainer:
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
         )
+        self.utilisation = Utilisation(config, self.process)
         self.done, self.position = 0, {"epoch": 0, "step": 0}
         # Over the whole run, whatever it is interrupted by; and since the last log line.
         self.counts = dict.fromkeys(COUNTS, 0.0)
@@ -141,6 +143,7 @@ class Trainer:
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
         batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
+        self.utilisation.observe(batches[0])
         means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
         self._check_finite(result, batches, means)
@@ -194,6 +197,9 @@ class Trainer:
             "data_wait": self.window["waited"] / spent,
             "memory_gib": memory_gib(self.device),
         }
+        mfu = self.utilisation.share(self.window["records"], self.window["atoms"], spent)
+        if mfu is not None:
+            values["mfu"] = mfu
         self.window = dict.fromkeys(COUNTS, 0.0)
         self.progress.report(self.done, values)
         self.metrics.scalars(self.done, values)

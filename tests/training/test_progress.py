@@ -17,6 +17,7 @@ VALUES = {
     "molecules_per_second": 1234.5,
     "atoms_per_second": 22334.4,
     "data_wait": 0.0123,
+    "mfu": 0.345,
     "learning_rate": 4.2e-4,
     "memory_gib": 1.234,
 }
@@ -44,7 +45,7 @@ def test_a_log_gets_one_plain_line_a_step(clock, capsys):
     line, note = capsys.readouterr().out.splitlines()
     assert line == (
         "step 10/100  loss 4.262  coord 0.5123  masked_ir 0.25  contrast 3.5  1234 molecules/s  22334 atoms/s  "
-        "wait 1.2%  lr 0.00042  1.23 GiB  9:00 left"
+        "wait 1.2%  MFU 34.5%  lr 0.00042  1.23 GiB  9:00 left"
     )
     assert note == "a checkpoint"
 

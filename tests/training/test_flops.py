@@ -1,0 +1,81 @@
+"""The counted operations against those that PyTorch counts as they run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure, published
+from mspt import kernels, objectives
+from mspt.data.batch import MoleculeBatch
+from mspt.data.keyed import Keyed
+from mspt.models.encoders.torchmd_et import TINY, TorchMDETSettings
+from mspt.models.pretraining import NetworkSettings
+from mspt.models.specformer import SpecFormerSettings
+from mspt.objectives.coord import CoordSettings
+from mspt.training import flops
+
+
+def counted(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_encoder_and_head():
+    """Products of matrices alone, and their growth with the batch: a table of gates is the same for any."""
+    settings = TorchMDETSettings(layers=3, norm="none")
+    model, chosen = NetworkSettings(encoder=settings), objectives.ObjectivesSettings(coord=CoordSettings())
+    module, generator = objectives.Pretraining(model, chosen), Keyed(0, 0)
+    results, sizes = [], []
+    for molecules in (8, 24):
+        batch = measure.bundled(molecules)
+        totals = module.weights(batch, generator)
+        with kernels.use("reference"):
+            results.append(counted(lambda: module.loss(batch, generator, totals)[0].backward()))  # noqa: B023
+        sizes.append((molecules, len(batch.numbers)))
+    expected = [flops.training_step(model, chosen, *size, edges=0) for size in sizes]
+    assert results[1] - results[0] == pytest.approx(expected[1] - expected[0], rel=0.03)
+
+
+def test_specformer():
+    """Against the published way, which keeps the scores and so makes each layer's product once."""
+    model = published.SpecFormer(width=256)
+    batch = measure.bundled(4)
+    patches = model.patches(batch.spectra)
+
+    def step():
+        predicted, readout = model(patches)
+        (readout.sum() + sum(part.sum() for part in predicted.values())).backward()
+
+    expected = 2 * 3 * 4 * flops.specformer(SpecFormerSettings(), 256)
+    assert counted(step) == pytest.approx(expected, rel=0.03)
+
+
+def test_utilisation():
+    """Of a step that would take exactly the time of its products, 1; of one of an encoder that is not known, None."""
+    model, chosen = NetworkSettings(encoder=TINY), objectives.ObjectivesSettings(coord=CoordSettings())
+    engine, process = SimpleNamespace(precision="fp32"), SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    utilisation = flops.Utilisation(SimpleNamespace(model=model, objectives=chosen, engine=engine), process)
+    utilisation.observe(MoleculeBatch.empty())
+    assert utilisation.share(4, 40, 1.0) is None
+    batch = measure.bundled(4)
+    utilisation.observe(batch)
+    edges = utilisation.edges_per_atom * 40
+    assert 4 < utilisation.edges_per_atom < 32
+    seconds = flops.training_step(model, chosen, 4, 40, edges) / utilisation.rate
+    assert utilisation.share(4, 40, seconds) == pytest.approx(1)
+    utilisation = flops.Utilisation(
+        SimpleNamespace(model=SimpleNamespace(encoder=SimpleNamespace(name="other")), objectives=chosen, engine=engine),
+        process,
+    )
+    utilisation.observe(batch)
+    assert utilisation.share(4, 40, 1.0) is None
+
+
+def test_matmul_rate_leaves_the_random_state_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert flops.matmul_rate("cpu", torch.float32) > 1e8
+    assert torch.equal(torch.get_rng_state(), before)
