@@ -101,7 +101,7 @@ template <int D, class T> struct Pass {
 
   const Inputs& in;
   const std::vector<Knot>& knots;
-  M features, gates, fade, direction, score;
+  M features, gates, fade, direction;
   // of the tile at hand
   int64_t head, own, atoms, pairs, first_own;
   const int32_t *atom, *pair;
@@ -116,7 +116,8 @@ template <int D, class T> struct Pass {
   size_t scalar_at(int64_t i) const { return ((size_t)i * in.heads + head) * D; }
   size_t vector_at(int64_t i, int c) const { return (((size_t)i * 3 + c) * in.heads + head) * D; }
 
-  void start(int64_t tile, int64_t h) {
+  // Gather what a head and tile need. g: in the backward pass.
+  void start(int64_t tile, int64_t h, const Gradients* g) {
     head = h;
     first_own = in.own_ptr[tile], own = in.own_ptr[tile + 1] - first_own;
     atom = in.atom + in.atom_ptr[tile], atoms = in.atom_ptr[tile + 1] - in.atom_ptr[tile];
@@ -125,9 +126,29 @@ template <int D, class T> struct Pass {
     fade = local(2, pairs + 1), direction = local(3, 3 * (pairs + 1));
     pack(in.qkv, in.vec, features.p);
     if constexpr (DUAL) pack(in.h_qkv, in.h_vec, features.p + features.plane);
+    foresee(tile + 1, g);
     geometry(fade.p, direction.p, false);
     if constexpr (DUAL) geometry(fade.p + fade.plane, direction.p + direction.plane, true);
     for (int64_t p = 0; p <= pairs; p++) interpolate(p);
+  }
+
+  // Ask for the rows of the tile that comes next: a head's parts lie far apart, and nothing else would foresee them.
+  void foresee(int64_t tile, const Gradients* g) const {
+    if (tile >= in.tiles) return;
+    const size_t size = in.half ? 2 : 4;
+    auto lines = [size](const void* base, size_t at, int64_t count) {
+      for (size_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch((const char*)base + at * size + byte, 0, 2);
+    };
+    for (int64_t k = in.atom_ptr[tile]; k < in.atom_ptr[tile + 1]; k++) {
+      int64_t i = in.atom[k];
+      lines(in.qkv, qkv_at(i), 5 * D);
+      for (int c = 0; in.vec && c < 3; c++) lines(in.vec, vector_at(i, c), D);
+      if (!g) continue;
+      lines(g->scalars, scalar_at(i), D);
+      for (int c = 0; c < 3; c++) lines(g->vectors, vector_at(i, c), D);
+      lines(g->qkv, qkv_at(i), 5 * D);
+      for (int c = 0; in.vec && c < 3; c++) lines(g->vec, vector_at(i, c), D);
+    }
   }
 
   void pack(const void* qkv, const void* vec, float* to) const {
@@ -182,7 +203,7 @@ template <int D, class T> struct Pass {
 
   void interpolate(int64_t local_pair) const {
     const Knot& k = knots[number(local_pair)];
-    M rows = table_rows(k), to = {gates.p + local_pair * G, gates.plane};
+    const M rows = table_rows(k), to = {gates.p + local_pair * G, gates.plane};
     if (in.direct) {
       for (int f = 0; f < G; f += W) to.set(f, rows.get(f));
       return;
@@ -194,11 +215,14 @@ template <int D, class T> struct Pass {
   }
 
   void forward(void* scalars, void* vectors) {
+    // Copies: after a store the compiler must take members for changed, and would read them again.
+    const M features = this->features, gates = this->gates;
+    const bool fades = in.fading, with_vec = in.vec;
     const int32_t* ptr = in.in_ptr + first_own;
     for (int64_t i = 0; i < own; i++) {
       const int32_t edges = ptr[i + 1] - ptr[i], *source = in.in_atom + ptr[i], *signed_pair = in.in_pair + ptr[i];
-      score = local(4, edges + W);
-      M edge = edge_geometry(signed_pair, edges, false);
+      const M score = local(4, edges + W);
+      const M edge = edge_geometry(signed_pair, edges, false);
       M self = {features.p + i * S, features.plane};
       T q[N];
       for (int f = 0; f < N; f++) q[f] = self.get(f * W);
@@ -227,8 +251,8 @@ template <int D, class T> struct Pass {
           for (int b = 0; b < B; b++) {
             x[b] = fma(s.get(b * W) * t.get(b * W), a, x[b]);
             T along = s.get(D + b * W) * t.get(D + b * W), fresh = s.get(2 * D + b * W) * t.get(2 * D + b * W);
-            if (in.fading) along = along * fading, fresh = fresh * fading;
-            if (in.vec)
+            if (fades) along = along * fading, fresh = fresh * fading;
+            if (with_vec)
               for (int c = 0; c < 3; c++) y[c][b] = fma(s.get((3 + c) * D + b * W), along, y[c][b]);
             for (int c = 0; c < 3; c++) y[c][b] = fma(fresh, d[c], y[c][b]);
           }
@@ -287,8 +311,10 @@ template <int D, class T> struct Pass {
 
   // Everything that starts at own atom j: gradients of its key and values, and shares of its targets' queries.
   void source(const Gradients& g, int64_t j, int32_t first, int32_t edges, M upstream, M gate_gradient, M query, M moving, bool moves) {
+    const M features = this->features, gates = this->gates;  // copies, as in forward
+    const bool fades = in.fading, with_vec = in.vec;
     const int32_t *target = in.out_atom + first, *signed_pair = in.out_pair + first;
-    M weight_of = local(8, edges + W), score_gradient = local(9, edges + W), fade_gradient = local(10, edges + W);
+    const M weight_of = local(8, edges + W), score_gradient = local(9, edges + W), fade_gradient = local(10, edges + W);
     M self = {features.p + j * S, features.plane};
     T key[N], value[N];
     for (int f = 0; f < N; f++) key[f] = self.get(D + f * W), value[f] = self.get(2 * D + f * W);
@@ -302,7 +328,7 @@ template <int D, class T> struct Pass {
       }
       weight_of.set_sum(e, a), score_gradient.set_sum(e, b);
     }
-    M edge = edge_geometry(signed_pair, edges, true);
+    const M edge = edge_geometry(signed_pair, edges, true);
     for (int plane = 0; plane < PLANES; plane++)
       for (int e = 0; e < edges; e++) fade_gradient.p[plane * fade_gradient.plane + e] = edge.p[plane * edge.plane + 4 * e];
     for (int e = 0; e < edges; e += W) {
@@ -330,13 +356,13 @@ template <int D, class T> struct Pass {
         gt.set(D, fma(us, v0, gt.get(D)));
         T fading = edge.every(4 * e), d[3];
         for (int c = 0; c < 3; c++) d[c] = edge.every(4 * e + 1 + c);
-        if (moves && p && in.fading) {
+        if (moves && p && fades) {
           T along = fma(y[2], x[2], fma(y[1], x[1], y[0] * x[0])), fresh = fma(y[2], d[2], fma(y[1], d[1], y[0] * d[0]));
           moving.add_sum(5 * p + 1, 1, fma(along, v1 * t2, fresh * (v2 * t3)));
         }
-        if (in.fading)
+        if (fades)
           for (int c = 0; c < 3; c++) y[c] = y[c] * fading;
-        if (in.vec) {
+        if (with_vec) {
           T s = fma(y[2], x[2], fma(y[1], x[1], y[0] * x[0])), r = v1 * t2;
           g1 = fma(s, t2, g1);
           gt.set(2 * D, fma(s, v1, gt.get(2 * D)));
@@ -358,7 +384,7 @@ template <int D, class T> struct Pass {
       write(g.qkv, at + 3 * D, in.half, result(g1));
       write(g.qkv, at + 4 * D, in.half, result(g2));
       // vec is added to the output as it is.
-      if (in.vec)
+      if (with_vec)
         for (int c = 0; c < 3; c++)
           write(g.vec, vector_at(atom[j], c) + f, in.half, result(gx[c] + M{upstream.p + j * G, upstream.plane}.get((1 + c) * D + f)));
     }
@@ -379,7 +405,7 @@ template <int D, class T> void forward(const Inputs& in, void* scalars, void* ve
     Pass<D, T> pass(in, knots);
 #pragma omp for collapse(2) schedule(dynamic, 8)
     for (int64_t h = 0; h < in.heads; h++)
-      for (int64_t tile = 0; tile < in.tiles; tile++) pass.start(tile, h), pass.forward(scalars, vectors);
+      for (int64_t tile = 0; tile < in.tiles; tile++) pass.start(tile, h, nullptr), pass.forward(scalars, vectors);
   }
 }
 
@@ -397,7 +423,7 @@ template <int D, class T> void backward(const Inputs& in, const Gradients& g) {
         float* table = g.table + (group * in.heads + h) * head_size;
         memset(table, 0, 4 * head_size);
         for (int64_t tile = in.tiles * group / g.groups; tile < in.tiles * (group + 1) / g.groups; tile++)
-          pass.start(tile, h), pass.backward(g, table, geometry);
+          pass.start(tile, h, &g), pass.backward(g, table, geometry);
       }
     if (g.query) {
 #pragma omp for

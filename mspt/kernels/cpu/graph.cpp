@@ -108,7 +108,7 @@ struct Edge {
   int32_t pair;  // signed, as seen from an edge that ends at this atom
 };
 
-void add_tile(Graph& g, const int64_t* own, size_t count, const std::vector<std::vector<Edge>>& in,
+void add_tile(Graph& g, const double* x, const int64_t* own, size_t count, const std::vector<std::vector<Edge>>& in,
               const std::vector<std::vector<Edge>>& out, std::vector<int32_t>& atom_at, std::vector<int32_t>& pair_at) {
   size_t atoms = g.atoms.size(), pairs = g.pairs.size();
   auto local_atom = [&](int64_t i) {
@@ -117,11 +117,21 @@ void add_tile(Graph& g, const int64_t* own, size_t count, const std::vector<std:
   };
   auto local_pair = [&](int32_t signed_pair) {
     if (!signed_pair) return 0;
-    int32_t p = std::abs(signed_pair) - 1;
-    if (pair_at[p] < 0) pair_at[p] = g.pairs.size() - pairs, g.pairs.push_back(p);
-    return signed_pair > 0 ? pair_at[p] + 1 : -(pair_at[p] + 1);
+    int32_t number = pair_at[std::abs(signed_pair) - 1] + 1;
+    return signed_pair > 0 ? number : -number;
   };
   for (size_t k = 0; k < count; k++) local_atom(own[k]);
+  // Pairs by distance: one after the other they need the same rows of the table of gates.
+  std::vector<Near> met;
+  for (auto* lists : {&in, &out})
+    for (size_t k = 0; k < count; k++)
+      for (auto& e : (*lists)[own[k]])
+        if (e.pair && pair_at[std::abs(e.pair) - 1] < 0) {
+          pair_at[std::abs(e.pair) - 1] = 0;
+          met.push_back({distance(x, own[k], e.other), std::abs(e.pair) - 1});
+        }
+  std::sort(met.begin(), met.end());
+  for (auto& p : met) pair_at[p.second] = g.pairs.size() - pairs, g.pairs.push_back(p.second);
   auto edges = [&](const std::vector<std::vector<Edge>>& lists, std::vector<int32_t>& ptr, std::vector<int32_t>& atom,
                    std::vector<int32_t>& pair) {
     for (size_t k = 0; k < count; k++) {
@@ -192,7 +202,7 @@ Graph* build(const double* x, const int64_t* molecules, int64_t m, double cutoff
     const auto& own = boxes[k].empty() ? whole : boxes[k];
     size_t step = boxes[k].empty() ? std::max(own.size(), (size_t)1) : BOX;
     for (size_t at = 0; at < own.size(); at += step)
-      add_tile(g, own.data() + at, std::min(step, own.size() - at), in, out, atom_at, pair_at);
+      add_tile(g, x, own.data() + at, std::min(step, own.size() - at), in, out, atom_at, pair_at);
   }
   return &g;
 }
