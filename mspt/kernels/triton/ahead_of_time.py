@@ -40,7 +40,8 @@ BLOCKS = 32  # programs that a multiprocessor can hold
 
 
 def launches(channels, heads, dtype, whole):
-    """What the operations launch forwards and backwards, none twice: kernel, types of arguments, constants, warps.
+    """What the operations launch for values, gradients and what second derivatives have kernels: kernel, types of
+    arguments, constants, warps; none twice.
 
     whole: with all options of the message pass, or with none.
     """
@@ -59,7 +60,7 @@ def launches(channels, heads, dtype, whole):
 
 
 def _run_all(channels, heads, dtype, whole):
-    """Every operation, forwards and backwards, on the CPU; nothing is computed."""
+    """Every operation, forwards and backwards, and the message pass backwards twice, on the CPU; nothing is computed."""
     n, basis = 4, RadialBasis(64, 5.0, 512 if whole else None)
     positions = torch.arange(3 * n).view(n, 3).float() / 3
     found = operations.radius_graph(positions, torch.tensor([0, n]), 5.0, 32, True)
@@ -74,7 +75,8 @@ def _run_all(channels, heads, dtype, whole):
     scalars, vectors = operations.radius_graph_attention(qkv, vec if whole else None, gates, found, geometry, whole)
     x, moved = operations.update(scalars, vectors, new(n, 3 * channels), new(n, 3, 3 * channels))
     white = operations.whiten(vec, new(channels), (2e-5, 2e-5, 2e-5))
-    (x.sum() + moved.sum() + white.sum()).backward()
+    (force,) = torch.autograd.grad((scalars.sum(), vectors.square().sum()), qkv, create_graph=True)
+    (x.sum() + moved.sum() + white.sum() + force.sum()).backward()
 
 
 def compile_for(architecture, kernel, signature, constants, warps):
