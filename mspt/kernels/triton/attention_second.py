@@ -96,27 +96,26 @@ def load_numbers(base, at, inside):
 
 
 @triton.jit
-def times(weights, t):
-    """Four functions' values and their derivatives, at a fraction t with a tangent -> four numbers with tangents."""
-    values, slopes = weights
+def chained(values, slopes, step):
+    """Four functions of one argument, whose tangent is step."""
     return (
-        (values[0], slopes[0] * t[1]),
-        (values[1], slopes[1] * t[1]),
-        (values[2], slopes[2] * t[1]),
-        (values[3], slopes[3] * t[1]),
+        (values[0], slopes[0] * step),
+        (values[1], slopes[1] * step),
+        (values[2], slopes[2] * step),
+        (values[3], slopes[3] * step),
     )
 
 
 @triton.jit
 def weights_at(t):
-    """spline_weights with tangents."""
-    return times((spline_weights(t[0]), spline_slopes(t[0])), t)
+    """spline_weights."""
+    return chained(spline_weights(t[0]), spline_slopes(t[0]), t[1])
 
 
 @triton.jit
 def slopes_at(t):
-    """spline_slopes with tangents."""
-    return times((spline_slopes(t[0]), spline_curves(t[0])), t)
+    """spline_slopes."""
+    return chained(spline_slopes(t[0]), spline_curves(t[0]), t[1])
 
 
 @triton.jit
@@ -290,46 +289,46 @@ def second_by_source_kernel(
 def load_rows(table, channel, WIDTH: tl.constexpr, TABULATED: tl.constexpr):
     """The rows of the table that a chunk's gates come from: four, or without a spline the one, four times."""
     row = load_row(table, channel)
+    rows = row, row, row, row
     if TABULATED:
-        return (
+        rows = (
             row,
             load_row(shifted(table, WIDTH), channel),
             load_row(shifted(table, 2 * WIDTH), channel),
             load_row(shifted(table, 3 * WIDTH), channel),
         )
-    else:
-        return row, row, row, row
+    return rows
 
 
 @triton.jit
-def combined(weights, gates, TABULATED: tl.constexpr):
-    """Rows of load_rows by their weights [E] -> [E, D]."""
+def combined(weights, rows, TABULATED: tl.constexpr):
+    """The gates of pairs with these weights [E] -> [E, D], or [1, D] without a spline."""
+    gate = rows[0]
     if TABULATED:
-        total = mul(column(weights[0]), gates[0])
+        gate = mul(column(weights[0]), gate)
         for r in tl.static_range(1, 4):
-            total = add(total, mul(column(weights[r]), gates[r]))
-        return total
-    else:
-        return gates[0]
+            gate = add(gate, mul(column(weights[r]), rows[r]))
+    return gate
 
 
 @triton.jit
 def spread(totals, weights, g_gate, TABULATED: tl.constexpr):
-    """Add the tangents of the gradients of four rows, of which g_gate [E, D] is that of their sum by weights [E]."""
+    """Add to the tangents of the rows' gradients what the gradients of gates [E, D] give them by weights [E]."""
     if TABULATED:
-        return (
+        totals = (
             totals[0] + tangent(column(weights[0]), g_gate),
             totals[1] + tangent(column(weights[1]), g_gate),
             totals[2] + tangent(column(weights[2]), g_gate),
             totals[3] + tangent(column(weights[3]), g_gate),
         )
     else:
-        return totals[0] + g_gate[1], totals[1], totals[2], totals[3]
+        totals = totals[0] + g_gate[1], totals[1], totals[2], totals[3]
+    return totals
 
 
 @triton.jit
 def store_rows(partial, totals, WIDTH: tl.constexpr, TABULATED: tl.constexpr):
-    """The sums [E, D] of a chunk's rows, to partial: [R, WIDTH] from the gate's first column."""
+    """A chunk's sums of a gate's rows; partial: from the gate's first column."""
     for r in tl.static_range(4 if TABULATED else 1):
         tl.store(partial + r * WIDTH, tl.sum(totals[r], 0))
 
