@@ -29,14 +29,13 @@ def test_triton_is_what_runs():
     ("dtype", "width", "options"),
     [
         (FLOAT, 8, {}),
-        (FLOAT, 16, {"vector_cutoff": True, "second": False}),
+        (FLOAT, 16, {"vector_cutoff": True}),
         (FLOAT, 8, {"vectors": False, "vector_cutoff": True}),
         (FLOAT, 8, {"knots": None, "vector_cutoff": True}),
-        (FLOAT, 8, {"knots": None, "vectors": False, "second": False}),
-        (FLOAT, 8, {"max_neighbours": 3, "second": False}),
-        (FLOAT, 8, {"loop": False, "max_neighbours": 2, "second": False}),
-        (HALF, 16, {"second": False}),
-        (HALF, 8, {"vectors": False, "vector_cutoff": True, "second": False}),
+        (FLOAT, 8, {"knots": None, "vectors": False, "max_neighbours": 3}),
+        (FLOAT, 8, {"loop": False, "max_neighbours": 2}),
+        (HALF, 16, {}),
+        (HALF, 8, {"vectors": False, "vector_cutoff": True}),
     ],
 )
 def test_message_pass(dtype, width, options):
@@ -45,7 +44,7 @@ def test_message_pass(dtype, width, options):
 
 
 def test_lonely_atoms_keep_their_vectors():
-    found = attention_error(DEVICE, FLOAT, (1, 1), 8, loop=False, second=False)
+    found = attention_error(DEVICE, FLOAT, (1, 1), 8, loop=False)
     assert found == 0
 
 

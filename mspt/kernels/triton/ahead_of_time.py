@@ -24,9 +24,16 @@ from mspt.kernels import RadialBasis, pair_geometry
 from mspt.kernels import triton as operations
 from mspt.kernels.triton import launch
 
-# Channels and heads of the published model and of the quickstart.
-SIZES = ((256, 8), (64, 4))
-TYPES = (torch.float32, torch.bfloat16)
+# Channels, heads and type of a model, an architecture, and whether with all options of the message pass or with none:
+# the published model, then the quickstart's. Not every combination: a compiler takes half a second a kernel.
+FORMS = (
+    (256, 8, torch.float32, 80, True),
+    (256, 8, torch.float32, 90, True),
+    (256, 8, torch.float32, 90, False),
+    (256, 8, torch.bfloat16, 80, True),
+    (256, 8, torch.bfloat16, 90, True),
+    (64, 4, torch.float32, 80, True),
+)
 TYPE_NAMES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -40,7 +47,7 @@ BLOCKS = 32  # programs that a multiprocessor can hold
 
 
 def launches(channels, heads, dtype, whole):
-    """What the operations launch forwards and backwards, none twice: kernel, types of arguments, constants, warps.
+    """What the operations launch, none twice: kernel, types of arguments, constants, warps.
 
     whole: with all options of the message pass, or with none.
     """
@@ -59,7 +66,7 @@ def launches(channels, heads, dtype, whole):
 
 
 def _run_all(channels, heads, dtype, whole):
-    """Every operation, forwards and backwards, on the CPU; nothing is computed."""
+    """Every operation, forwards and backwards, the message pass twice, on the CPU; nothing is computed."""
     n, basis = 4, RadialBasis(64, 5.0, 512 if whole else None)
     positions = torch.arange(3 * n).view(n, 3).float() / 3
     found = operations.radius_graph(positions, torch.tensor([0, n]), 5.0, 32, True)
@@ -74,7 +81,8 @@ def _run_all(channels, heads, dtype, whole):
     scalars, vectors = operations.radius_graph_attention(qkv, vec if whole else None, gates, found, geometry, whole)
     x, moved = operations.update(scalars, vectors, new(n, 3 * channels), new(n, 3, 3 * channels))
     white = operations.whiten(vec, new(channels), (2e-5, 2e-5, 2e-5))
-    (x.sum() + moved.sum() + white.sum()).backward()
+    (slope,) = torch.autograd.grad((scalars.sum(), vectors.square().sum()), qkv, create_graph=True)
+    (x.sum() + moved.sum() + white.sum() + slope.sum()).backward()
 
 
 def compile_for(architecture, kernel, signature, constants, warps):
@@ -108,17 +116,15 @@ def _assemble(ptx, architecture):
 
 
 def report():
-    """What every kernel takes, with all options, a list of records; and, for the newest of the GPUs, with none."""
+    """What every kernel takes in each of FORMS, a list of records."""
     compiled, rows = {}, []
-    for channels, heads in SIZES:
-        for dtype in TYPES:
-            for architecture, whole in ((80, True), (90, True), (90, False)):
-                for key, form in launches(channels, heads, dtype, whole).items():
-                    took = compiled.get((architecture, key)) or compile_for(architecture, *form)
-                    compiled[architecture, key] = took
-                    head = {"kernel": key[0], "options": "all" if whole else "none", "channels": channels}
-                    head |= {"type": str(dtype).removeprefix("torch."), "architecture": f"sm_{architecture}"}
-                    rows.append(head | took)
+    for channels, heads, dtype, architecture, whole in FORMS:
+        for key, form in launches(channels, heads, dtype, whole).items():
+            took = compiled.get((architecture, key)) or compile_for(architecture, *form)
+            compiled[architecture, key] = took
+            head = {"kernel": key[0], "options": "all" if whole else "none", "channels": channels}
+            head |= {"type": str(dtype).removeprefix("torch."), "architecture": f"sm_{architecture}"}
+            rows.append(head | took)
     return rows
 
 

@@ -6,13 +6,12 @@ run side by side, so that its slice of the table (270 kB as published) stays in 
 Legend: n atoms, e edges, P pairs, H heads, D channels a head, F = H D, E edges of a block.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from mspt.kernels import operators, reference
-from mspt.kernels.second import gradients_of_gradients
 from mspt.kernels.triton.attention_backward import attention_backward
+from mspt.kernels.triton.attention_second import attention_second
 from mspt.kernels.triton.graph import planned
 from mspt.kernels.triton.launch import WIDTHS, edges_a_block, launch
 from mspt.kernels.triton.message import load_gate, load_pair, load_tile, pack
@@ -94,25 +93,6 @@ def attention(qkv, vec, table, coordinate, fade, direction, source, ptr, pair, p
         TABULATED=coordinate is not None,
     )
     return scalars, vectors
-
-
-def attention_second(h_qkv, h_vec, h_table, h_geometry, g_scalars, g_vectors, *inputs):
-    """operators.attention_second, through the reference in plain PyTorch: right, but with arrays of [e, F]."""
-    qkv, vec, table, coordinate, fade, direction, source, ptr, pair, plan, vector_cutoff = inputs
-    graph = reference.Graph(source, plan[0], ptr, pair, None, None)
-
-    def meaning(qkv, vec, table, coordinate, fade, direction):
-        geometry = reference.Geometry(None, coordinate, fade, direction)
-        return reference.radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff)
-
-    tensors = (qkv, vec, table, coordinate, fade, direction)
-    heads = (h_qkv, None if vec is None else h_vec, h_table, *operators.split(h_geometry, coordinate))
-    (gg_scalars, gg_vectors), (g_qkv, g_vec, g_table, *g_geometry) = gradients_of_gradients(
-        meaning, tensors, (g_scalars, g_vectors), heads
-    )
-    g_place, g_fade, g_direction = (torch.zeros_like(fade) if g is None else g.float() for g in g_geometry)
-    g_geometry = torch.cat([g_place[:, None], g_fade[:, None], g_direction], 1)
-    return gg_scalars, gg_vectors, g_qkv, qkv.new_empty(0) if vec is None else g_vec, g_table, g_geometry
 
 
 for device, form in (("CUDA", ""), ("CPU", "_interpreted")):

@@ -131,16 +131,17 @@ def by_source_kernel(
 
 
 @triton.jit
-def load_item(order, ends, present, geometry, place, inside, pairs):
-    """Of places [E] among the sorted items: item, its two atoms, which of its two edges there are, and its geometry.
+def load_item(order, ends, present, place, inside, pairs):
+    """Of places [E] among the sorted items: item, its two atoms, which of its two edges there are, and where its
+    geometry begins.
 
     present: bit 0, an edge ends at the first atom; bit 1, one ends at the second.
     """
     item = tl.load(order + place, mask=inside, other=0)
     i, j = tl.load(ends + item * 2, mask=inside, other=0), tl.load(ends + item * 2 + 1, mask=inside, other=0)
     bits = tl.load(present + item, mask=inside, other=0)
-    p = geometry + tl.where(item < pairs, item + 1, 0) * 5
-    return item, i, j, inside & ((bits & 1) != 0), inside & ((bits & 2) != 0), p
+    at = tl.where(item < pairs, item + 1, 0) * 5
+    return item, i, j, inside & ((bits & 1) != 0), inside & ((bits & 2) != 0), at
 
 
 @triton.jit
@@ -189,10 +190,10 @@ def scalar_gates_kernel(
     while start < end:
         place = start + tl.arange(0, E)
         inside = place < end
-        item, i, j, to_first, to_second, p = load_item(order, ends, present, geometry, place, inside, pairs)
-        fade = tl.load(p + 1, mask=inside, other=0.0)
+        item, i, j, to_first, to_second, at = load_item(order, ends, present, place, inside, pairs)
+        fade = tl.load(geometry + at + 1, mask=inside, other=0.0)
         if TABULATED:
-            fraction = tl.load(p, mask=inside, other=0.0)
+            fraction = tl.load(geometry + at, mask=inside, other=0.0)
             w0, w1, w2, w3 = spline_weights(fraction)
             w0, w1, w2, w3 = w0[:, None], w1[:, None], w2[:, None], w3[:, None]
             key_gate = w0 * key_0 + w1 * key_1 + w2 * key_2 + w3 * key_3
@@ -303,13 +304,13 @@ def vector_gates_kernel(
     while start < end:
         place = start + tl.arange(0, E)
         inside = place < end
-        item, i, j, to_first, to_second, p = load_item(order, ends, present, geometry, place, inside, pairs)
-        fade = tl.load(p + 1, mask=inside, other=0.0)
-        x = tl.load(p + 2, mask=inside, other=0.0)
-        y = tl.load(p + 3, mask=inside, other=0.0)
-        z = tl.load(p + 4, mask=inside, other=0.0)
+        item, i, j, to_first, to_second, at = load_item(order, ends, present, place, inside, pairs)
+        fade = tl.load(geometry + at + 1, mask=inside, other=0.0)
+        x = tl.load(geometry + at + 2, mask=inside, other=0.0)
+        y = tl.load(geometry + at + 3, mask=inside, other=0.0)
+        z = tl.load(geometry + at + 4, mask=inside, other=0.0)
         if TABULATED:
-            fraction = tl.load(p, mask=inside, other=0.0)
+            fraction = tl.load(geometry + at, mask=inside, other=0.0)
             w0, w1, w2, w3 = spline_weights(fraction)
             w0, w1, w2, w3 = w0[:, None], w1[:, None], w2[:, None], w3[:, None]
             new_gate = w0 * new_0 + w1 * new_1 + w2 * new_2 + w3 * new_3

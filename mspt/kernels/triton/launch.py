@@ -10,9 +10,9 @@ TILE = 128
 WIDTHS = (8, 16, 32, 64)
 
 
-def edges_a_block(width):
+def edges_a_block(width, tile=TILE):
     """How many edges (or pairs) of heads of this width a tile holds: neighbourhoods have 5 to 30 edges."""
-    return TILE // width
+    return tile // width
 
 
 def launch(kernel, grid, *arguments, warps=1, **constants):

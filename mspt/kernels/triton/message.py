@@ -77,6 +77,12 @@ def spline_slopes(t):
 
 
 @triton.jit
+def spline_curves(t):
+    """Derivatives of spline_slopes."""
+    return 1.0 - t, 3.0 * t - 2.0, 1.0 - 3.0 * t, t
+
+
+@triton.jit
 def load_tile(base, row, channel, inside, WIDTH: tl.constexpr):
     """Rows [E] of width WIDTH -> [E, D] float32, zero outside."""
     return tl.load(base + row[:, None] * WIDTH + channel[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
