@@ -28,6 +28,13 @@ def export(options):
     print(f"wrote {export.export_run(options.run, options.out)}")
 
 
+def import_encoder(options):
+    """Write the encoder of a checkpoint of TorchMD-Net as safetensors and JSON."""
+    from mspt.training import export
+
+    print(f"wrote {export.import_torchmd_net(options.file, options.out)}")
+
+
 def doctor(options):
     """Say which kernels run on this machine, and why."""
     import torch
@@ -54,9 +61,13 @@ def build_parser():
     action.add_argument("run", help="a run folder")
     action.add_argument("out", help="the folder to write model.safetensors and config.json to")
     action.set_defaults(run_command=export)
+    other = actions.add_parser("import", help=import_encoder.__doc__)
+    other.add_argument("file", help="a .ckpt of TorchMD-Net, Coord or MolSpectra, or a state dict")
+    other.add_argument("out", help="the folder to write model.safetensors and config.json to; model.init takes it")
+    other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, action, check):
+    for each in (command, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -1,13 +1,16 @@
-"""The encoder out of a run, and weights of one run into another."""
+"""The encoder out of a run or out of TorchMD-Net's checkpoint, and weights of one run into another."""
 
 import json
+import pickle
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.models import encoders
+from mspt.models.encoders import torchmd_net
 from mspt.training import checkpoint
 
 ENCODER = "network.encoder."
@@ -37,6 +40,34 @@ def export_run(run, out):
     config = json.loads((newest / "meta.json").read_text())["config"]
     ema = config["engine"]["ema_decay"] is not None
     return export_encoder(checkpoint.read_weights(newest, ema=ema), encoders.parse(config["model"]["encoder"]), out)
+
+
+def import_torchmd_net(path, out):
+    """Write the encoder of a checkpoint of TorchMD-Net (Lightning's .ckpt, or a state dict) as an exported one -> out.
+
+    Heads, neighbours and vector cut-off come from its hyper_parameters, else are the published 8, 32 and off. The file
+    is read without running code from it. Raises UserError where it cannot be, or where the model is another.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: cannot read the checkpoint ({error}); give a .ckpt or a state dict") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors and plain values, which is not read: it could run code; save its "
+            'torch.load(...)["state_dict"] with torch.save where you trust it, and give that'
+        ) from error
+    made = held.get("hyper_parameters", {})
+    try:
+        settings, weights = torchmd_net.convert(
+            held.get("state_dict", held),
+            heads=made.get("num_heads", 8),
+            max_neighbours=made.get("max_num_neighbors", 32),
+            vector_cutoff=made.get("vector_cutoff", False),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return export_encoder({ENCODER + name: weight for name, weight in weights.items()}, settings, out)
 
 
 def initial_weights(module, source):
