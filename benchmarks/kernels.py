@@ -82,7 +82,7 @@ def whiten(given):
 def carried_score_attention(given):
     """The third layer of the published SpecFormer, 16 molecules."""
     molecules, heads, tokens, width, layers = 16, 16, 347, 8, 3
-    parts = [given.random(molecules, heads, tokens, width) for _ in range(2 * layers + 1)]
+    parts = [given.random(molecules, tokens, heads, width) for _ in range(2 * layers + 1)]
     arguments = parts[:layers], parts[layers:-1], parts[-1], None
     return arguments, molecules * heads * tokens**2 * width * (layers + 1)
 
