@@ -23,6 +23,7 @@ from mspt.chemistry.elements import MAX_NUMBER
 from mspt.kernels import selection
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
 from mspt.training import flops
+from mspt.training.engine import keep_freed_memory
 
 F, H, D = 256, 8, 32
 BASIS = kernels.RadialBasis(64, 5.0, 512)
@@ -201,6 +202,7 @@ def packed(atoms, device):
 def scaling(options):
     """Time the encoder over sizes, print and draw -> what goes into the result."""
     device = options.device
+    keep_freed_memory()  # as the trainer does
     torch.manual_seed(0)
     # Two layers: every one costs the same, and the largest system must fit the memory.
     model = TorchMDET(TorchMDETSettings(layers=2)).to(device)

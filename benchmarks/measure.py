@@ -17,7 +17,6 @@ from mspt.chemistry.spectra import LINE_SHAPES
 from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
 from mspt.data.stream import sequential
-from mspt.training.engine import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +31,6 @@ def interleaved(functions, runs, device="cpu"):
 
     What slows the machine down for a while slows all of them. -> name -> list of seconds, one a round.
     """
-    keep_freed_memory()  # as the trainer does
     times = {name: [] for name in functions}
     for _ in range(runs + 1):
         for name, function in functions.items():
