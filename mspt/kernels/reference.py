@@ -123,8 +123,9 @@ def neighbour_embedding(numbers, embedding, weight, bias, basis, graph, geometry
     elements, kind = numbers.unique(return_inverse=True)
     row = graph.target[edges] * len(elements) + kind[graph.source[edges]]
     around = functions.new_zeros(len(numbers) * len(elements), functions.shape[1]).index_add(0, row, functions[pair])
-    filters = linear(around, torch.cat([weight, bias[:, None]], 1)).view(len(numbers), len(elements), len(weight))
-    return (filters * wide[elements]).sum(1).to(embedding.dtype)
+    # Filter and embedding of an element as one map [elements, K + 1, F] of what was summed.
+    maps = wide[elements][:, None] * torch.cat([weight, bias[:, None]], 1).T
+    return (around.view(len(numbers), maps.shape[0] * maps.shape[1]) @ maps.flatten(0, 1)).to(embedding.dtype)
 
 
 def gate_table(weight, bias, heads, basis, geometry):

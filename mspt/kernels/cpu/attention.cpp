@@ -403,7 +403,7 @@ template <int D, class T> void forward(const Inputs& in, void* scalars, void* ve
 #pragma omp parallel num_threads(in.threads)
   {
     Pass<D, T> pass(in, knots);
-#pragma omp for collapse(2) schedule(dynamic, 8)
+#pragma omp for collapse(2) schedule(static)
     for (int64_t h = 0; h < in.heads; h++)
       for (int64_t tile = 0; tile < in.tiles; tile++) pass.start(tile, h, nullptr), pass.forward(scalars, vectors);
   }
