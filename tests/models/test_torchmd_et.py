@@ -7,6 +7,7 @@ import pytest
 import torch
 from encoder_contract import EncoderContract, molecules
 
+from mspt import kernels
 from mspt.models import encoders
 from mspt.models.encoders import torchmd_et
 
@@ -180,3 +181,29 @@ def test_vectors_jump_at_the_cut_off_as_published_and_not_with_vector_cutoff():
         jumps[smooth] = (inside[1] - outside[1]).abs().max()
     assert jumps[True] < 1e-9
     assert jumps[False] > 1e-3
+
+
+def test_under_the_compiler():
+    """The encoder compiles around its search for neighbours, a layer in one graph; kernels are operators to both."""
+    encoder = encoders.build(torchmd_et.TINY)
+    numbers, positions, ptr = molecules()
+    positions = positions.float()
+    torch.manual_seed(0)
+    weights = torch.randn(len(numbers), 16), torch.randn(len(numbers), 3, 16)
+
+    def gradients(function):
+        total = sum((out * w).sum() for out, w in zip(function(numbers, positions, ptr), weights, strict=True))
+        return torch.autograd.grad(total, list(encoder.parameters()))
+
+    compiled = torch.compile(encoder, backend="aot_eager")
+    for one, other in zip(gradients(compiled), gradients(encoder), strict=True):
+        torch.testing.assert_close(one, other)
+
+    graph = kernels.radius_graph(positions, ptr, 5.0, 32, loop=True)
+    geometry = kernels.pair_geometry(positions, graph, encoder.basis, torch.float32)
+    layer = encoder.layers[1]
+    inputs = *weights, encoder.basis, graph, geometry
+    for one, other in zip(
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(*inputs), layer(*inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -11,6 +11,7 @@ from mspt.kernels.reference import Graph
 WIDE, NARROW = 5, 12
 
 
+@torch.compiler.disable  # how many edges there are, only a run can tell
 def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     """reference.radius_graph, with tiles as the plan."""
     library = build.load("graph")

@@ -90,7 +90,7 @@ def _backward(gradients, tensors, _kept, heads, _basis):
     return (g_before,)
 
 
-_coefficients = fused(_forward, _backward, lambda before, heads, basis: reference.arrange(silu(before), heads, basis))
+_coefficients = fused(_forward, _backward, lambda before, heads, basis: reference.arrange(silu(before), heads, True))
 
 
 def gate_table(weight, bias, heads, basis, geometry):
