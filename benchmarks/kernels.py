@@ -26,7 +26,7 @@ from mspt.training import flops
 from mspt.training.engine import keep_freed_memory
 
 F, H, D = 256, 8, 32
-BASIS = kernels.RadialBasis(64, 5.0, 512)
+BASIS = kernels.RadialBasis(64, 5.0, 384)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -19,7 +19,7 @@ CASES = {
     "direct": {"sizes": (5, 1, 7), "heads": 2, "width": 16, "knots": None, "fading": True},
     "few neighbours": {"sizes": (20, 30), "heads": 3, "width": 16, "most": 6},
     "odd width": {"sizes": (12, 3), "heads": 3, "width": 12, "fading": True},
-    "published width": {"sizes": (18, 0, 3, 29), "heads": 8, "width": 32, "knots": 512},
+    "published width": {"sizes": (18, 0, 3, 29), "heads": 8, "width": 32, "knots": 384},
     "wide": {"sizes": (12, 3), "heads": 1, "width": 64},
     "tiles": {"sizes": (300, 3), "heads": 2, "width": 32, "most": 20, "spread": 4.0},
     "tiles, direct": {"sizes": (300, 3), "heads": 1, "width": 8, "knots": None, "spread": 4.0},

@@ -119,7 +119,7 @@ def errors(result, truth):
     }
 
 
-@pytest.mark.parametrize("gates", ["direct", "tabulated"])
+@pytest.mark.parametrize("gates", ["direct", "tabulated", "finely tabulated"])
 @pytest.mark.parametrize("norms", [False, True], ids=["none", "whitened_published"])
 @pytest.mark.parametrize(("channels", "layers", "count"), [(64, 2, 4), (256, 8, 8)], ids=["small", "published"])
 def test_same_as_torchmd_net(channels, layers, count, norms, gates):
@@ -127,8 +127,12 @@ def test_same_as_torchmd_net(channels, layers, count, norms, gates):
     theirs = build(channels, layers, norms)
     settings, weights = convert(theirs.model.state_dict(), max_neighbours=100)
     assert (settings.layers, settings.channels, settings.radial_functions, settings.cutoff) == (layers, channels, 64, 5)
-    # The slope of a gate is what the positions' gradient needs the knots for.
-    ours = TorchMDET(settings.model_copy(update={"gates": gates, "knots_per_function": 16}))
+    own = {
+        "direct": {"gates": "direct"},
+        "tabulated": {},  # as it comes
+        "finely tabulated": {"knots_per_function": 16},
+    }
+    ours = TorchMDET(settings.model_copy(update=own[gates]))
     ours.load_state_dict(weights)
 
     buffers = dict(theirs.model.named_buffers())
@@ -145,7 +149,9 @@ def test_same_as_torchmd_net(channels, layers, count, norms, gates):
     our_errors = errors(result | gradients, truth)
     assert our_errors.keys() == their_errors.keys()
     for name, error in our_errors.items():
-        assert error < 1e-5, f"{name}: {error:.1e}, where TorchMD-Net in float32 errs by {their_errors[name]:.1e}"
+        # The slope of a gate, which the positions' gradient is made of, is what more knots are for.
+        bound = 1e-4 if (name, gates) == ("positions", "tabulated") else 1e-5
+        assert error < bound, f"{name}: {error:.1e}, where TorchMD-Net in float32 errs by {their_errors[name]:.1e}"
 
 
 def small(**options):

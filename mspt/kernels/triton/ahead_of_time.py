@@ -67,7 +67,7 @@ def launches(channels, heads, dtype, whole):
 
 def _run_all(channels, heads, dtype, whole):
     """Every operation, forwards and backwards, the message pass twice, on the CPU; nothing is computed."""
-    n, basis = 4, RadialBasis(64, 5.0, 512 if whole else None)
+    n, basis = 4, RadialBasis(64, 5.0, 384 if whole else None)
     positions = torch.arange(3 * n).view(n, 3).float() / 3
     found = operations.radius_graph(positions, torch.tensor([0, n]), 5.0, 32, True)
     geometry = pair_geometry(positions.double().requires_grad_(whole), found, basis, dtype)
