@@ -88,6 +88,11 @@ def floors(molecules, precision, device):
     return {"floor": floor, "floor_training_shapes": training_shapes}
 
 
+def peaks(build, molecules, kinds, device):
+    """Who -> peak memory of its step in bytes; kinds: who -> precision."""
+    return {who: measure.peak_memory(build, molecules, who, kind, device, device=device) for who, kind in kinds.items()}
+
+
 def compare_encoders(molecules, precision, device, runs):
     """What goes into the result under `et`."""
     ours = encoder(molecules, "ours", precision, device)
@@ -100,10 +105,7 @@ def compare_encoders(molecules, precision, device, runs):
     steps = {"ours": ours, "torchmdnet": theirs} | floors(molecules, precision, device)
     times = measure.interleaved(steps, runs, device)
     seconds = measure.medians(times)
-    memory = {
-        which: measure.peak_memory(encoder, molecules, which, kind, device, device=device)
-        for which, kind in (("ours", precision), ("torchmdnet", "fp32"))
-    }
+    memory = peaks(encoder, molecules, {"ours": precision, "torchmdnet": "fp32"}, device)
     batch, settings = measure.bundled(molecules, device=device), TorchMDETSettings(norm="none")
     per_atom, per_edge = flops.torchmd_et(settings)
     counted = 2 * 3 * (len(batch.numbers) * per_atom + flops.edges(batch, settings) * per_edge)
@@ -156,10 +158,7 @@ def compare_stage2(molecules, precision, device, runs):
         {which: stage2(molecules, which, kind, device) for which, kind in kinds.items()}, runs, device
     )
     seconds = measure.medians(times)
-    memory = {
-        which: measure.peak_memory(stage2, molecules, which, kind, device, device=device)
-        for which, kind in kinds.items()
-    }
+    memory = peaks(stage2, molecules, kinds, device)
     loaded, batch = stage2_config(), measure.bundled(molecules, device=device)
     counted = flops.training_step(
         loaded.model, loaded.objectives, molecules, len(batch.numbers), flops.edges(batch, loaded.model.encoder)

@@ -15,6 +15,7 @@ from mspt.kernels.cpu import build
 
 NAMES = ("auto", "reference", "cpu", "triton")
 IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
+NATIVE = {"cpu": "cpu", "cuda": "triton"}  # what `auto` means on a device; the reference elsewhere
 log = logging.getLogger("mspt")
 
 
@@ -69,7 +70,7 @@ def choose(device):
     """The implementation for tensors on a device: reference, cpu or triton."""
     name = _wanted
     if name == "auto":
-        name = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
+        name = NATIVE.get(device.type, "reference")
     if name == "reference":
         return name
     reason = _unavailable(name)
@@ -104,15 +105,11 @@ def report():
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         lines.append(f"{device}: {implementation(device)}")
-        lines += [f"  {name} cannot: {_reason(name)}" for name in ("cpu", "triton") if _native(name, device)]
+        if _reason(NATIVE[device]) is not None:
+            lines.append(f"  {NATIVE[device]} cannot: {_reason(NATIVE[device])}")
     if _reason("cpu") is None:
         lines.append(f"C++ kernels: {build.compiler()}, {build.level()}, {torch.get_num_threads()} threads")
         lines.append(f"builds are kept in {build.cache_folder()}")
     if len(devices) == 1:
         lines.append("no CUDA device")
     return lines
-
-
-def _native(name, device):
-    """Whether this is the device's own implementation, and it cannot run."""
-    return {"cpu": "cpu", "cuda": "triton"}[device] == name and _reason(name) is not None

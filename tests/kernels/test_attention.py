@@ -1,16 +1,12 @@
 """The message pass in C++ against the reference in float64: results, gradients, second derivatives."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from cpu_levels import level  # noqa: F401
 from torch.library import opcheck
 
 from mspt import kernels
 from mspt.kernels import RadialBasis
-from mspt.kernels.cpu import build
 
 CASES = {
     "small": {"sizes": (5, 1, 7), "heads": 2, "width": 8},
@@ -107,22 +103,10 @@ def test_bfloat16(name):
     compare(Case(**CASES[name]), torch.bfloat16, 1e-2, second=True)
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
-def test_every_instruction_set(level):
-    """In a process of its own: a level is chosen once."""
-    if list(build.LEVELS).index(level) < list(build.LEVELS).index(build.level()):
-        pytest.skip(f"this CPU has no {level}")
-    code = (
-        "import sys; sys.path.insert(0, 'tests/kernels')\n"
-        "import torch, test_attention as t\n"
-        "for name in ('fading', 'direct', 'few neighbours', 'published width', 'wide', 'tiles'):\n"
-        "    t.compare(t.Case(**t.CASES[name]), torch.float32, 1e-5, second=True)\n"
-        "    t.compare(t.Case(**t.CASES[name]), torch.bfloat16, 1e-2, second=False)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"MSPT_CPU": level}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", ["fading", "direct", "few neighbours", "published width", "wide", "tiles"])
+def test_every_instruction_set(level, name):  # noqa: F811
+    compare(Case(**CASES[name]), torch.float32, 1e-5, second=True)
+    compare(Case(**CASES[name]), torch.bfloat16, 1e-2, second=False)
 
 
 def test_results_do_not_depend_on_what_memory_held():

@@ -18,7 +18,7 @@
 
 extern "C" {
 struct Inputs {
-  int64_t atoms, heads, width, rows, pairs, tiles;  // rows: of the table
+  int64_t atoms, heads, width, rows, pairs, tiles, margin;  // rows: of the table; margin: the coordinate of distance 0
   int64_t half, direct, fading, threads;            // half: features are bfloat16; fading: vector messages fade too
   const void *qkv, *vec;                            // [n, H, 5D], [n, 3, F] or null for zeros
   const float* table;                               // [H, rows, 4D]
@@ -81,8 +81,8 @@ void locate(const Inputs& in, std::vector<Knot>& knots) {
       k = {(int32_t)p, {1, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}};
       continue;
     }
-    // Number 0 is the self-loop, at distance zero: the margin of spline.py.
-    double s = p ? in.coordinate[p - 1] : 10.0;
+    // Number 0 is the self-loop, at distance zero.
+    double s = p ? in.coordinate[p - 1] : (double)in.margin;
     k.row = (int32_t)std::min(std::max((int64_t)std::floor(s) - 1, (int64_t)0), in.rows - 4);
     float t = (float)(s - (k.row + 1)), u = 1 - t;
     float weight[4] = {u * u * u / 6, (4 - 6 * t * t + 3 * t * t * t) / 6, (4 - 6 * u * u + 3 * u * u * u) / 6, t * t * t / 6};

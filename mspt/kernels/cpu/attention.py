@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch.nn.functional import pad
 
-from mspt.kernels import operators, reference
+from mspt.kernels import operators, reference, spline
 from mspt.kernels.cpu import build
 
 WIDTHS = (8, 16, 32, 64)  # of a head that the kernels are compiled for
@@ -15,7 +15,7 @@ class Inputs(ctypes.Structure):
     """struct Inputs of attention.cpp."""
 
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("atoms", "heads", "width", "rows", "pairs", "tiles")],
+        *[(name, ctypes.c_int64) for name in ("atoms", "heads", "width", "rows", "pairs", "tiles", "margin")],
         *[(name, ctypes.c_int64) for name in ("half", "direct", "fading", "threads")],
         *[(name, ctypes.c_void_p) for name in ("qkv", "vec", "table", "coordinate", "fade", "direction")],
         *[(name, ctypes.c_void_p) for name in ("own_ptr", "atom_ptr", "atom", "pair_ptr", "pair", "in_ptr", "in_atom")],
@@ -57,7 +57,7 @@ def _inputs(qkv, vec, table, coordinate, fade, direction, source, ptr, pair, pla
     own_ptr = plan[0]
     address = [None if t is None else t.data_ptr() for t in (qkv, vec, table, coordinate, fade, direction, *plan)]
     tangent = [None if t is None else t.data_ptr() for t in tangents or (None,) * 4]
-    sizes = (n, heads, width // 5, table.shape[1], len(fade), len(own_ptr) - 1)
+    sizes = (n, heads, width // 5, table.shape[1], len(fade), len(own_ptr) - 1, spline.MARGIN)
     flags = (qkv.dtype == torch.bfloat16, coordinate is None, vector_cutoff, torch.get_num_threads())
     return Inputs(*sizes, *flags, *address, *tangent)
 
@@ -88,8 +88,10 @@ def _backward(inputs, g_scalars, g_vectors, qkv, vec, table, fade, plan, moving,
     gradients = Gradients(*addresses, groups)
     build.load("attention").attention_backward(ctypes.byref(inputs), int(dual), ctypes.byref(gradients))
     if groups > 1:
-        g_table = tables.sum(0)
-    return g_qkv, g_vec, g_table, geometries.sum(0) if moving else g_geometry
+        torch.sum(tables, 0, out=g_table)
+    if moving:
+        torch.sum(geometries, 0, out=g_geometry)
+    return g_qkv, g_vec, g_table, g_geometry
 
 
 def attention(*arguments):

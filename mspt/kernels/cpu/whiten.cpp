@@ -188,16 +188,16 @@ void backward(int threads, int64_t n, int64_t F, const S* gradient, const S* vec
 }
 
 // vec, gradient, result, to_vec [n, 3, F]; weight, to_weight [F]; regular [3]; saved [n, 15].
-extern "C" void whiten(int bf16, int threads, int64_t n, int64_t F, const void* vec, const void* weight,
-                       const double* regular, void* result, Saved* saved) {
+extern "C" void whiten(const void* vec, const void* weight, const double* regular, void* result, Saved* saved, int64_t n,
+                       int64_t F, int64_t bf16, int64_t threads) {
   if (bf16)
     forward(threads, n, F, (const uint16_t*)vec, (const uint16_t*)weight, regular, (uint16_t*)result, saved);
   else
     forward(threads, n, F, (const float*)vec, (const float*)weight, regular, (float*)result, saved);
 }
 
-extern "C" void whiten_backward(int bf16, int threads, int64_t n, int64_t F, const void* gradient, const void* vec,
-                                const void* weight, const Saved* saved, void* to_vec, void* to_weight) {
+extern "C" void whiten_backward(const void* gradient, const void* vec, const void* weight, const Saved* saved,
+                                void* to_vec, void* to_weight, int64_t n, int64_t F, int64_t bf16, int64_t threads) {
   if (bf16)
     backward(threads, n, F, (const uint16_t*)gradient, (const uint16_t*)vec, (const uint16_t*)weight, saved,
              (uint16_t*)to_vec, (uint16_t*)to_weight);

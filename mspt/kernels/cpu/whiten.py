@@ -1,7 +1,5 @@
 """The whitened vector norm on CPUs, as an operator of torch. The kernel: whiten.cpp."""
 
-import ctypes
-
 import torch
 
 from mspt.kernels import reference
@@ -29,32 +27,25 @@ def _empty(vec):
     return result, vec.new_empty(len(vec), 15, dtype=torch.float64)
 
 
-def _sizes(vec):
-    numbers = [ctypes.c_int(vec.dtype == torch.bfloat16), ctypes.c_int(torch.get_num_threads())]
-    return [*numbers, ctypes.c_int64(vec.shape[0]), ctypes.c_int64(vec.shape[2])]
+def _call(function, tensors, vec):
+    n, _, channels = vec.shape
+    build.call("whiten", function, tensors, n, channels, vec.dtype == torch.bfloat16, torch.get_num_threads())
 
 
 @torch.library.impl(LIBRARY, "whiten", "CPU")
 def _forward(vec, weight, regular):
     result, saved = _empty(vec)
-    vec, weight = vec.contiguous(), weight.contiguous()
-    build.load("whiten").whiten(
-        *_sizes(vec),
-        build.pointer(vec),
-        build.pointer(weight),
-        (ctypes.c_double * 3)(*regular),
-        build.pointer(result),
-        build.pointer(saved),
-    )
+    added = torch.tensor(regular, dtype=torch.float64)
+    _call("whiten", (vec.contiguous(), weight.contiguous(), added, result, saved), vec)
     return result, saved
 
 
 @torch.library.impl(LIBRARY, "whiten_backward", "CPU")
 def _backward(gradient, vec, weight, saved, regular):
     tensors = [tensor.contiguous() for tensor in (gradient, vec, weight, saved)]
-    to_vec, to_weight = torch.empty_like(tensors[1]), torch.empty_like(tensors[2])
-    build.load("whiten").whiten_backward(*_sizes(vec), *map(build.pointer, [*tensors, to_vec, to_weight]))
-    return to_vec, to_weight
+    results = torch.empty_like(tensors[1]), torch.empty_like(tensors[2])
+    _call("whiten_backward", (*tensors, *results), vec)
+    return results
 
 
 @torch.library.register_fake("mspt::whiten", lib=LIBRARY)

@@ -418,6 +418,19 @@ def chunks_of_rows(row, atoms, intervals):
     return order, torch.minimum(starts, last), torch.minimum(starts + CHUNK, last), chunk_row, chunk_ptr
 
 
+def add_up(partial, chunk_ptr, intervals, g_table):
+    """partial [chunks, H, R, 4D] of chunks_of_rows -> g_table [H, rows, 4D]."""
+    heads, rows, columns = g_table.shape
+    sizes = {"H": heads, "R": partial.shape[2], "C": columns}
+    launch(add_chunks_kernel, (rows, heads), partial, chunk_ptr, g_table, rows, intervals, **sizes)
+
+
+def add_heads(g_weight, g_message, g_geometry):
+    """g_weight [H, P, 2] and g_message [H, P, 5], of coordinate, fade (and direction) -> g_geometry [P, 5]."""
+    g_geometry.copy_(g_message.sum(0))
+    g_geometry[:, :2] += g_weight.sum(0)
+
+
 def attention_backward(
     g_scalars, g_vectors, qkv, vec, table, coordinate, fade, direction, source, ptr, pair, plan, vector_cutoff, moving
 ):
@@ -442,7 +455,7 @@ def attention_backward(
     intervals, spread = (rows - 3, 4) if tabulated else (rows, 1)
     order, starts, stops, chunk_row, chunk_ptr = chunks_of_rows(row, n, intervals)
     partial = fade.new_empty(len(starts), heads, spread, 4 * width)
-    g_weight, g_message = fade.new_empty((2, heads, pairs, 2))[0], fade.new_empty(heads, pairs, 5)
+    g_weight, g_message = fade.new_empty(heads, pairs, 2), fade.new_empty(heads, pairs, 5)
     sorted_items = (order, ends, present, geometry, starts, stops, chunk_row, partial)
     launch(
         scalar_gates_kernel,
@@ -459,10 +472,7 @@ def attention_backward(
         **vectors,
         MOVING=moving,
     )
-    launch(
-        add_chunks_kernel, (rows, heads), partial, chunk_ptr, g_table, rows, intervals, H=heads, R=spread, C=4 * width
-    )
+    add_up(partial, chunk_ptr, intervals, g_table)
     if moving:
-        g_geometry.copy_(g_message.sum(0))
-        g_geometry[:, :2] += g_weight.sum(0)
+        add_heads(g_weight, g_message, g_geometry)
     return g_qkv, g_vec, g_table, g_geometry

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch.nn.functional import pad
 
 from mspt.kernels.operators import empty_gradients
-from mspt.kernels.triton.attention_backward import add_chunks_kernel, chunks_of_rows, load_item
+from mspt.kernels.triton.attention_backward import add_heads, add_up, chunks_of_rows, load_item
 from mspt.kernels.triton.launch import TILE, edges_a_block, launch
 from mspt.kernels.triton.message import load_tile, pack, spline_curves, spline_slopes, spline_weights
 
@@ -540,8 +540,6 @@ def attention_second(
         **shape,
         **vectors,
     )
-    columns = {"H": heads, "R": spread_over, "C": 4 * width}
-    launch(add_chunks_kernel, (rows, heads), partial, chunk_ptr, g_table, rows, intervals, **columns)
-    g_geometry.copy_(g_message.sum(0))
-    g_geometry[:, :2] += g_weight.sum(0)
+    add_up(partial, chunk_ptr, intervals, g_table)
+    add_heads(g_weight, g_message, g_geometry)
     return gg_scalars, gg_vectors, g_qkv, g_vec, g_table, g_geometry
