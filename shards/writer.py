@@ -6,7 +6,6 @@ import json
 import math
 import os
 import tarfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mspt.chemistry.elements import SYMBOLS
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
 from mspt.data.schema import SCHEMA_VERSION, Lines
-from mspt.data.shardset import INDEX, MANIFEST, grids, sha256
+from mspt.data.shardset import INDEX, MANIFEST, checksum, grids, sha256
 
 
 class ShardSetWriter:
@@ -33,7 +32,7 @@ class ShardSetWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.provenance, self.block, self.blocks_per_shard = provenance, block, blocks_per_shard
         self.pending, self.shards, self.atoms, self.written = [], [], [], 0
-        self.index = {name: [] for name in ("shard", "offset", "size", "records", "crc32")}
+        self.index = {name: [] for name in ("shard", "offset", "size", "records", "checksum")}
         self.elements, self.spectra = Counter(), {name: Counter() for name in GRIDS}
         self.targets = set()
         self.tar = self.file = None
@@ -64,7 +63,7 @@ class ShardSetWriter:
         member.size, member.mode = len(data), 0o644  # times and owners stay 0 and empty: the same bytes every time
         self.tar.addfile(member, io.BytesIO(data))
         padded = math.ceil(len(data) / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        row = (len(self.shards), self.file.tell() - padded, len(data), len(self.pending), zlib.crc32(data))
+        row = (len(self.shards), self.file.tell() - padded, len(data), len(self.pending), checksum(data))
         for name, value in zip(self.index, row, strict=True):
             self.index[name].append(value)
         self.pending = []
@@ -96,7 +95,7 @@ class ShardSetWriter:
             self._write_block()
         if self.tar is not None:
             self._close_shard()
-        types = {"shard": np.int32, "offset": np.int64, "size": np.int64, "records": np.int32, "crc32": np.int64}
+        types = {"shard": np.int32, "offset": np.int64, "size": np.int64, "records": np.int32, "checksum": np.int64}
         arrays = {name: np.array(values, types[name]) for name, values in self.index.items()}
         index = save(arrays | {"atoms": np.array(self.atoms, np.int32)})
         manifest = {

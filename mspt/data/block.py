@@ -4,6 +4,7 @@ Names in a block of m records with n atoms in all:
 
     ptr [m + 1], numbers [n], positions [n, 3]         atoms of record i: ptr[i] to ptr[i + 1]
     keys, keys_ptr; smiles, smiles_ptr                 UTF-8 text end to end
+    words [m]                                          keyed.word of each key: what random numbers are keyed by
     charge [m], provenance [m]                         index into the metadata's table of sources and methods
     targets/NAME [m]                                   float64, NaN where missing
     forces [n, 3]                                      NaN where missing; absent if no record has them
@@ -15,14 +16,26 @@ Names in a block of m records with n atoms in all:
 """
 
 import json
+import math
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from mspt.chemistry.spectra import GRIDS
+from mspt.data import keyed
 from mspt.data.schema import Lines, Record
 
 MISSING, VALUES, LINES = 0, 1, 2
+TYPES = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+    }.items()
+}  # fmt: skip
+
+
+class DamagedBlock(ValueError):
+    """Bytes that are no block; the message says what is wrong with them."""
 
 
 def ptr_of(counts):
@@ -38,6 +51,7 @@ def encode(records):
         "numbers": np.concatenate([np.asarray(r.numbers, np.uint8) for r in records]),
         "positions": np.concatenate([np.asarray(r.positions, np.float32) for r in records]),
         "charge": np.array([r.charge for r in records], np.int8),
+        "words": np.array([keyed.word(r.key) for r in records], np.int64),
     }
     for name, texts in (("keys", [r.key for r in records]), ("smiles", [r.smiles for r in records])):
         data = [text.encode() for text in texts]
@@ -84,8 +98,28 @@ def encode(records):
 
 
 def decode(data):
-    """Bytes -> name -> array."""
-    return load(data)
+    """Bytes of a safetensors file (a buffer) -> name -> array, which are views of them; "" -> its metadata.
+
+    The format's own reader copies every array; here nothing is copied. Raises DamagedBlock where the bytes are not
+    what the format says.
+    """
+    data = np.frombuffer(data, np.uint8)
+    try:
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        if not 8 < start <= len(data):
+            raise DamagedBlock(f"its header should end at byte {start} of {len(data)}")
+        header = json.loads(data[8:start].tobytes())
+        arrays = {"": header.pop("__metadata__", {})}
+        for name, entry in header.items():
+            (begin, end), kind, shape = entry["data_offsets"], TYPES[entry["dtype"]], tuple(entry["shape"])
+            if not 0 <= begin <= end <= len(data) - start or math.prod(shape) * kind.itemsize != end - begin:
+                raise DamagedBlock(f"{name}: bytes {begin} to {end} are not {shape} values of {entry['dtype']}")
+            arrays[name] = data[start + begin : start + end].view(kind).reshape(shape)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, DamagedBlock):
+            raise
+        raise DamagedBlock(f"its header is not one of safetensors ({error!r})") from error
+    return arrays
 
 
 def take(values, ptr, rows):
@@ -103,8 +137,8 @@ def texts(block, name, rows):
 
 def records(data):
     """Bytes -> list of Records."""
-    block, header = decode(data), int.from_bytes(data[:8], "little")
-    table = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mspt"])["provenance"]
+    block = decode(data)
+    table = json.loads(block[""]["mspt"])["provenance"]
     ptr = block["ptr"]
     keys, smiles = (texts(block, name, range(len(ptr) - 1)) for name in ("keys", "smiles"))
     result = []

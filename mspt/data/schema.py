@@ -7,7 +7,7 @@ import numpy as np
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.chemistry.spectra import GRIDS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Two nuclei closer than this (Å) are one atom written twice; H2, the shortest bond, has 0.74.
 COINCIDENT = 0.3
 
@@ -87,6 +87,8 @@ def validate(record):
             refuse("bond_types", "not one for each bond")
         if len(record.bonds) and not 0 <= record.bonds.min() <= record.bonds.max() < n:
             refuse("bonds", f"an atom index is outside 0 to {n - 1}")
+        if n > np.iinfo(np.int16).max:
+            refuse("bonds", f"{n} atoms are more than bonds can number; leave the bonds out")
     for name, value in record.targets.items():
         if not np.isfinite(value):
             refuse(f"targets.{name}", f"{value} is not finite")

@@ -1,7 +1,7 @@
 """A shard set: a folder of tar shards with a manifest and an index.
 
     manifest.json       schema version, grids, counts, statistics, provenance, and per shard its size and checksum
-    index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, crc32
+    index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, checksum (XXH3)
     shard-00000.tar     a WebDataset shard; each member is one block of records
 
 Records are numbered in the order in which they lie in the set.
@@ -10,10 +10,10 @@ Records are numbered in the order in which they lie in the set.
 import dataclasses
 import hashlib
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
@@ -40,15 +40,9 @@ def _check_there(file):
         raise UserError(f"{file}: the manifest asks for it, but it is missing; restore it or build the set again")
 
 
-def _mapped(path):
-    """The arrays of a safetensors file, mapped: all processes of a machine share one copy, however long they are."""
-    data = np.asarray(np.memmap(path, np.uint8, "r"))
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
-    types = {"I32": np.int32, "I64": np.int64}
-    return {
-        name: data[start:][slice(*entry["data_offsets"])].view(types[entry["dtype"]]) for name, entry in header.items()
-    }
+def checksum(data):
+    """XXH3 of a block's bytes as int64: it costs less than reading them does, which CRC32 does not."""
+    return int.from_bytes(xxhash.xxh3_64_digest(data), "big", signed=True)
 
 
 class ShardSet:
@@ -58,7 +52,7 @@ class ShardSet:
         self.folder, self.manifest = folder, manifest
         self.atoms = index["atoms"]
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
-        self.crc32 = index["crc32"]
+        self.checksum = index["checksum"]
         self.block_records = index["records"]
         self.first = blocks.ptr_of(self.block_records)
 
@@ -100,7 +94,8 @@ class ShardSet:
         _check_there(index)
         if sha256(index) != manifest["index_sha256"]:
             raise UserError(f"{index}: is damaged (sha256); copy it again or build the set again")
-        return cls(folder, manifest, _mapped(index))
+        # Mapped: all processes of a machine share one copy, however long it is.
+        return cls(folder, manifest, blocks.decode(np.memmap(index, np.uint8, "r")))
 
     def __reduce__(self):
         # A loader worker that is not forked maps the index itself instead of getting a copy of it.
@@ -118,7 +113,7 @@ class ShardSet:
                 data = file.read(self.size[number])
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or build the set again") from error
-        if zlib.crc32(data) != self.crc32[number]:
+        if checksum(data) != self.checksum[number]:
             raise UserError(f"{path}: block {number} is damaged (checksum); copy the shard again or build it again")
         return data
 
