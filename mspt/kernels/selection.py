@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
+from mspt import native
 from mspt.errors import UserError
 from mspt.kernels import cpu, reference
 from mspt.kernels.cpu import build
@@ -51,7 +52,7 @@ def _reason(name):
     if name == "cpu":
         try:
             build.load_all()
-        except build.NoCompiler as error:
+        except native.NoCompiler as error:
             return str(error)
     if name == "triton":
         if find_spec("triton") is None:
@@ -96,7 +97,7 @@ def pick(operation, device, dtype=torch.float32):
 def implementation(device):
     """The name of what runs on a device, for a person: such as `cpu (avx512)`."""
     name = choose(torch.device(device))
-    return f"cpu ({build.level()})" if name == "cpu" else name
+    return f"cpu ({native.level()})" if name == "cpu" else name
 
 
 def report():
@@ -108,8 +109,8 @@ def report():
         if _reason(NATIVE[device]) is not None:
             lines.append(f"  {NATIVE[device]} cannot: {_reason(NATIVE[device])}")
     if _reason("cpu") is None:
-        lines.append(f"C++ kernels: {build.compiler()}, {build.level()}, {torch.get_num_threads()} threads")
-        lines.append(f"builds are kept in {build.cache_folder()}")
+        lines.append(f"C++ kernels: {native.compiler()}, {native.level()}, {torch.get_num_threads()} threads")
+        lines.append(f"builds are kept in {native.cache_folder()}")
     if len(devices) == 1:
         lines.append("no CUDA device")
     return lines

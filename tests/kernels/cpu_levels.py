@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from mspt import native
 from mspt.kernels.cpu import build
 
 ABILITY = torch.backends.cpu.get_cpu_capability().lower()
-LEVELS = list(build.LEVELS)[list(build.LEVELS).index(ABILITY if ABILITY in build.LEVELS else "portable") :]
+LEVELS = list(native.LEVELS)[list(native.LEVELS).index(ABILITY if ABILITY in native.LEVELS else "portable") :]
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 

@@ -10,9 +10,9 @@ import torch
 from agreement import molecules
 
 from mspt.kernels import reference
-from mspt.kernels.cpu.build import NoCompiler, compiler
 from mspt.kernels.cuda import build
 from mspt.kernels.cuda.radius_graph import search
+from mspt.native import NoCompiler, compiler
 
 
 def missing(find):
@@ -24,7 +24,7 @@ def missing(find):
     return ""
 
 
-@pytest.mark.skipif(missing(build.compiler) != "", reason=missing(build.compiler) or "nvcc is there")
+@pytest.mark.skipif(missing(compiler) != "", reason=missing(compiler) or "nvcc is there")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_kernels_fit(architecture, tmp_path):
     library = tmp_path / "radius_graph.so"

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mspt import kernels
+from mspt import kernels, native
 from mspt.errors import UserError
 from mspt.kernels import cpu, reference, selection
 from mspt.kernels.cpu import build
@@ -53,8 +53,8 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(monkeypatch, cap
 
 def test_a_failed_build_leaves_nothing_behind(monkeypatch, tmp_path, unbuilt):
     monkeypatch.setenv("MSPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", ["-no-such-flag"])
-    with pytest.raises(build.NoCompiler, match="no-such-flag"):
+    monkeypatch.setattr(native, "FLAGS", ["-no-such-flag"])
+    with pytest.raises(native.NoCompiler, match="no-such-flag"):
         build.load("graph")
     assert [path.suffix for path in (tmp_path / "cpu").iterdir()] == [".lock"]
 
@@ -70,4 +70,4 @@ def test_many_processes_build_at_once(tmp_path):
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("MSPT_CPU", "avx1024")
     with pytest.raises(UserError, match="MSPT_CPU is 'avx1024'; known: avx512, avx2, portable"):
-        build.level()
+        native.level()

@@ -5,6 +5,7 @@ import ctypes
 import torch
 from torch.nn.functional import pad
 
+from mspt import native
 from mspt.kernels import operators, reference, spline
 from mspt.kernels.cpu import build
 
@@ -67,7 +68,7 @@ def _forward(inputs, qkv, dual):
     scalars = qkv.new_empty(n, heads * (width // 5))
     vectors = qkv.new_empty(n, 3, heads * (width // 5))
     run = build.load("attention").attention_forward
-    run(ctypes.byref(inputs), int(dual), build.pointer(scalars), build.pointer(vectors))
+    run(ctypes.byref(inputs), int(dual), native.pointer(scalars), native.pointer(vectors))
     return scalars, vectors
 
 

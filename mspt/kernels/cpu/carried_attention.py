@@ -5,6 +5,7 @@ import ctypes
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mspt import native
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
 from mspt.kernels.operators import LIBRARY
@@ -39,8 +40,8 @@ def _call(back, tensors, mask, norm, layers):
         *map(ctypes.c_int64, (m, tokens, heads, width, layers)),
         addresses,
         (ctypes.c_int64 * len(strides))(*strides),
-        None if mask is None else build.pointer(mask),
-        build.pointer(norm),
+        None if mask is None else native.pointer(mask),
+        native.pointer(norm),
     )
 
 

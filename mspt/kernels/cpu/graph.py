@@ -4,6 +4,7 @@ import ctypes
 
 import torch
 
+from mspt import native
 from mspt.kernels.cpu import build
 from mspt.kernels.reference import Graph
 
@@ -19,8 +20,8 @@ def radius_graph(positions, ptr, cutoff, max_neighbours, loop):
     positions, ptr = positions.detach().double().contiguous(), ptr.contiguous()
     handle = ctypes.c_void_p(
         library.graph_build(
-            build.pointer(positions),
-            build.pointer(ptr),
+            native.pointer(positions),
+            native.pointer(ptr),
             ctypes.c_int64(len(ptr) - 1),
             ctypes.c_double(cutoff),
             ctypes.c_int64(max_neighbours),

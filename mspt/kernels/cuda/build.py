@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from mspt.kernels.cpu.build import NoCompiler, cache_folder, cached, run
+from mspt.native import NoCompiler, cache_folder, cached, run
 
 SOURCES = Path(__file__).parent
 # Products and sums are rounded one by one, as on the host: which atoms are nearer than the cut-off must not depend on

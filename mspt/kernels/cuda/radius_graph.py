@@ -7,8 +7,8 @@ from functools import cache
 import torch
 
 from mspt.kernels import reference
-from mspt.kernels.cpu.build import NoCompiler, pointer
 from mspt.kernels.cuda import build
+from mspt.native import NoCompiler, pointer
 
 log = logging.getLogger("mspt")
 
