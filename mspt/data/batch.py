@@ -3,6 +3,7 @@
 Legend: m molecules, n atoms, L points of a spectrum's grid, t lines.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from mspt.chemistry.spectra import GRIDS, broaden
 from mspt.data import block as blocks
-from mspt.data import keyed
 
 
 class Lines(NamedTuple):
@@ -23,14 +23,30 @@ class Lines(NamedTuple):
     ptr: Tensor
 
 
+class Keys(Sequence):
+    """m strings as they lie in blocks, UTF-8 end to end with ptr [m + 1]: few of them are ever looked at."""
+
+    def __init__(self, data, ptr):
+        self.data, self.ptr = data, ptr
+
+    def __len__(self):
+        return len(self.ptr) - 1
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        return self.data[self.ptr[index] : self.ptr[index + 1]].tobytes().decode()
+
+
 @dataclass(frozen=True)
 class MoleculeBatch:
     """keys: m strings. records: int64 [m], what random numbers are keyed by. numbers: int64 [n]. positions: [n, 3] Å.
-    ptr: int64 [m + 1]. spectra: name -> [m, L], zeros where absent. present: name -> bool [m]. lines: name -> Lines
-    not broadened yet. targets: name -> float64 [m], NaN where missing.
+    ptr: int64 [m + 1]. spectra: name -> [m, L], zeros where absent; float16 where that is how they are stored, until
+    they are broadened. present: name -> bool [m]. lines: name -> Lines not broadened yet. targets: name -> float64 [m],
+    NaN where missing. forces: [n, 3] eV/Å, NaN where missing, or None. missing: how many more records the batch should
+    hold, whose blocks are damaged.
     """
 
-    keys: tuple
+    keys: Keys
     records: Tensor
     numbers: Tensor
     positions: Tensor
@@ -39,6 +55,8 @@ class MoleculeBatch:
     present: dict = field(default_factory=dict)
     lines: dict = field(default_factory=dict)
     targets: dict = field(default_factory=dict)
+    forces: Tensor | None = None
+    missing: int = 0
 
     @property
     def molecule(self):
@@ -65,6 +83,7 @@ class MoleculeBatch:
             values = self.spectra.get(name)
             if values is None:
                 values = self.positions.new_zeros(len(self.keys), grid.length)
+            values = values.to(self.positions.dtype)
             if name in self.lines:
                 values = values + broaden(*self.lines[name], grid, line_shapes[name]).to(values.dtype)
             spectra[name] = values
@@ -74,7 +93,7 @@ class MoleculeBatch:
     def empty(cls):
         """No molecules."""
         return cls(
-            keys=(),
+            keys=Keys(np.zeros(0, np.uint8), np.zeros(1, np.int64)),
             records=torch.zeros(0, dtype=torch.int64),
             numbers=torch.zeros(0, dtype=torch.int64),
             positions=torch.zeros(0, 3),
@@ -84,11 +103,14 @@ class MoleculeBatch:
 
     @classmethod
     def from_blocks(cls, pieces, order=None):
-        """Rows of decoded blocks: pieces of (block, rows [k]); order [m] rearranges their concatenation."""
+        """Rows of decoded blocks: pieces of (block, rows [k]); order [m] rearranges their concatenation.
+
+        All targets that the blocks have come with them, and forces where a block has any.
+        """
         if not pieces:
             return cls.empty()
         joined = _Pieces(pieces, order)
-        keys = tuple(joined.texts("keys"))
+        texts, lengths = joined.ragged("keys", "keys_ptr")
         numbers, counts = joined.ragged("numbers", "ptr")
         positions, _ = joined.ragged("positions", "ptr")
         spectra, present, lines = {}, {}, {}
@@ -104,8 +126,8 @@ class MoleculeBatch:
                 lines[name] = Lines(torch.from_numpy(where), torch.from_numpy(strengths), ptr)
         names = {name for block, _ in pieces for name in block if name.startswith("targets/")}
         return cls(
-            keys=keys,
-            records=torch.tensor([keyed.word(key) for key in keys], dtype=torch.int64),
+            keys=Keys(texts, blocks.ptr_of(lengths)),
+            records=torch.from_numpy(joined.rows("words", 0, np.int64)),
             numbers=torch.from_numpy(numbers.astype(np.int64)),
             positions=torch.from_numpy(positions),
             ptr=torch.from_numpy(blocks.ptr_of(counts)),
@@ -116,6 +138,7 @@ class MoleculeBatch:
                 name.removeprefix("targets/"): torch.from_numpy(joined.rows(name, np.nan, np.float64))
                 for name in sorted(names)
             },
+            forces=torch.from_numpy(joined.forces()) if any("forces" in block for block, _ in pieces) else None,
         )
 
     @classmethod
@@ -141,10 +164,6 @@ class _Pieces:
         ]
         return np.concatenate(parts)[self.order]
 
-    def texts(self, name):
-        parts = [text for block, rows in self.pieces for text in blocks.texts(block, name, rows)]
-        return [parts[i] for i in self.order]
-
     def ragged(self, name, ptr):
         """Values end to end in order, and how many each record has [m]."""
         parts, counts = [], []
@@ -155,15 +174,25 @@ class _Pieces:
         values, counts = np.concatenate([part for part in parts if part is not None]), np.concatenate(counts)
         return blocks.take(values, blocks.ptr_of(counts), self.order)
 
+    def forces(self):
+        """Forces [n, 3], NaN for the atoms of blocks that have none."""
+        filled = [
+            (block if "forces" in block else block | {"forces": np.full_like(block["positions"], np.nan)}, rows)
+            for block, rows in self.pieces
+        ]
+        return _Pieces(filled, self.order).ragged("forces", "ptr")[0]
+
     def values(self, name, length):
-        """A spectrum's values [m, L] as float32, zeros for records that have none."""
-        parts = []
+        """A spectrum's values [m, L], zeros for records that have none; float16 where all have that."""
+        where, parts, at = [], [], 0
         for block, rows in self.pieces:
-            part = np.zeros((len(rows), length), np.float32)
-            stored = block.get(f"spectra/{name}/values")
-            if stored is not None:
-                is_values = block[f"spectra/{name}/kind"] == blocks.VALUES
+            is_values = block.get(f"spectra/{name}/kind", np.zeros(0)) == blocks.VALUES
+            if is_values.any():
                 own = is_values[rows]
-                part[own] = stored[(np.cumsum(is_values) - 1)[rows[own]]]
-            parts.append(part)
-        return np.concatenate(parts)[self.order]
+                parts.append(block[f"spectra/{name}/values"][(np.cumsum(is_values) - 1)[rows[own]]])
+                where.append(at + np.nonzero(own)[0])
+            at += len(rows)
+        parts = [part for part in parts if len(part)]
+        values = np.zeros((at, length), np.result_type(*parts))
+        values[np.concatenate(where)] = np.concatenate(parts)
+        return values[self.order]

@@ -31,7 +31,7 @@ def _shift(x, bits):
 
 
 def mix(state, value):
-    """Fold int64 value into int64 state; tensors broadcast."""
+    """Fold int64 value into int64 state; tensors, or arrays of numpy, broadcast."""
     x = (state ^ value) + _GAMMA
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND

@@ -1,61 +1,131 @@
 """Which record comes when: a pure function of (seed, epoch), the same for any number of ranks.
 
-The blocks of an epoch are put in a keyed order. Their records, one after another, are the epoch's sequence, of which
-each lane owns an even share. A lane shuffles its records within windows of blocks. Lanes are fixed in number for a
-run; ranks and loader workers only decide who serves which lane.
+Each set has an endless sequence of records: its passes one after another, each with the blocks in a keyed order. An
+epoch of a run takes the sequence's next stretch; of a single set, exactly one pass. Each lane owns an even share of the
+stretch and shuffles it within windows of blocks. Lanes are fixed in number for a run; ranks and loader workers only
+decide who serves which lane.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 
 from mspt.data import keyed
 
 
 def permutation(count, *key):
     """A permutation of range(count) fixed by key, the same with any version of any library."""
-    words = keyed.mix(torch.tensor(keyed.word(*key)), torch.arange(count))
-    return torch.argsort(words, stable=True).numpy()
+    # A mix of distinct numbers is distinct, so that the order does not depend on how a sort treats equals.
+    return np.argsort(keyed.mix(np.int64(keyed.word(*key)), np.arange(count)))
+
+
+def shares(total, weights):
+    """total dealt out by weights: whole numbers [s] that add up to it, each within 1 of its exact share."""
+    exact = total * np.asarray(weights, np.float64) / np.sum(weights)
+    counts = np.floor(exact).astype(np.int64)
+    # What is left goes to the largest remainders; between equal ones to the first.
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    return counts
+
+
+class Sequence:
+    """The endless sequence of one set. block_records [B]: how many records each block holds; key: of its order.
+
+    A pass costs a sort of the blocks, not of the records.
+    """
+
+    def __init__(self, block_records, *key):
+        self.block_records, self.key = np.asarray(block_records), key
+        self.records = int(self.block_records.sum(dtype=np.int64))
+        self.passes = {}
+
+    def _pass(self, number):
+        """The blocks of a pass in order, and how many records lie before each [B + 1]."""
+        if number not in self.passes:
+            blocks = permutation(len(self.block_records), *self.key, number, "blocks")
+            starts = np.concatenate([[0], np.cumsum(self.block_records[blocks], dtype=np.int64)])
+            # A stretch touches neighbouring passes only; the ones before are done with.
+            self.passes = {n: kept for n, kept in self.passes.items() if n >= number - 1} | {number: (blocks, starts)}
+        return self.passes[number]
+
+    def pieces(self, begin, end):
+        """The stretch begin to end: (pass, block, first row, row after the last) of each block it reads, int64 [p, 4].
+
+        Blocks that hold no record are left out.
+        """
+        parts = [np.zeros((0, 4), np.int64)]
+        for number in range(begin // self.records, -(-end // self.records)):
+            blocks, starts = self._pass(number)
+            low, high = max(begin - number * self.records, 0), min(end - number * self.records, self.records)
+            first, last = np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high, side="left")
+            bounds, own = np.clip(starts[first : last + 1], low, high), starts[first:last]
+            part = [np.full(last - first, number), blocks[first:last], bounds[:-1] - own, bounds[1:] - own]
+            parts.append(np.stack(part, 1))
+        pieces = np.concatenate(parts)
+        return pieces[pieces[:, 2] < pieces[:, 3]]
+
+
+@dataclass(frozen=True)
+class LaneOrder:
+    """The records of a lane in the order in which they are seen.
+
+    sets, passes, blocks [p]: of each piece, the part of a block that is read for them. pieces, rows, int32 [k]: of each
+    record, the piece it comes from and its row in the block.
+    """
+
+    sets: np.ndarray
+    passes: np.ndarray
+    blocks: np.ndarray
+    pieces: np.ndarray
+    rows: np.ndarray
 
 
 class EpochOrder:
-    """The order of one epoch. Costs a sort of the blocks, not of the records; lanes are cut from it one by one.
+    """The order of one epoch over sequences by weights; lanes are cut from it one by one.
 
-    block_records [B]: how many records each block holds.
+    An epoch has as many records as all sets together, dealt out by weight, so that of a single set it is one pass.
     """
 
-    def __init__(self, block_records, seed, epoch):
-        self.seed, self.epoch = seed, epoch
-        self.blocks = permutation(len(block_records), seed, epoch, "blocks")
-        self.starts = np.concatenate([[0], np.cumsum(block_records[self.blocks], dtype=np.int64)])
-
-    def pieces(self, lane, lanes):
-        """A lane's share: (block, first row, row after the last) of each block it reads, in order.
-
-        The shares of an epoch's lanes differ by at most one record.
-        """
-        total = int(self.starts[-1])
-        begin, end = lane * total // lanes, (lane + 1) * total // lanes
-        # Every block holds a record or more, so starts are distinct.
-        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
-        last = int(np.searchsorted(self.starts, end, side="left"))
-        bounds = np.clip(self.starts[first : last + 1], begin, end) if begin < end else []
-        return [
-            (int(self.blocks[at]), int(low - self.starts[at]), int(high - self.starts[at]))
-            for at, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True), first)
-        ]
+    def __init__(self, sequences, weights, seed, epoch):
+        self.sequences, self.seed, self.epoch = sequences, seed, epoch
+        self.counts = shares(sum(sequence.records for sequence in sequences), weights).tolist()
 
     def lane(self, lane, lanes, window):
-        """A lane's records in the order in which they are seen: blocks [k], rows [k] and windows [k].
+        """A lane's LaneOrder; the shares of an epoch's lanes differ by at most one record of each set.
 
-        window: how many blocks are shuffled together; a reader needs to hold no more than two windows at once.
+        window: how many blocks are shuffled together; a reader needs to hold no more than two windows of each set.
         """
-        pieces, parts = self.pieces(lane, lanes), []
-        for number, start in enumerate(range(0, len(pieces), window)):
-            chosen = pieces[start : start + window]
-            block = np.concatenate([np.full(stop - first, b) for b, first, stop in chosen])
-            row = np.concatenate([np.arange(first, stop) for _, first, stop in chosen])
-            order = permutation(len(block), self.seed, self.epoch, "window", lane, number)
-            parts.append((block[order], row[order], np.full(len(block), number)))
-        if not parts:
-            return (np.zeros(0, np.int64),) * 3
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        parts = [self._share(number, lane, lanes, window) for number in range(len(self.sequences))]
+        tables, pieces, rows = zip(*parts, strict=True)
+        shift = np.cumsum([0, *map(len, tables)])
+        pieces = np.concatenate([own + first for own, first in zip(pieces, shift, strict=False)])
+        rows = np.concatenate(rows)
+        if len(parts) > 1:
+            # Record j of a set's k stands near (j + ½)/k of the lane, so that any stretch of it is mixed by weight.
+            places = [self._places(number, lane, len(own)) for number, (_, own, _) in enumerate(parts)]
+            order = np.argsort(np.concatenate(places), kind="stable")
+            pieces, rows = pieces[order], rows[order]
+        table = np.concatenate(tables)
+        sets = np.repeat(np.arange(len(tables)), [len(own) for own in tables])
+        return LaneOrder(sets, table[:, 0], table[:, 1], pieces.astype(np.int32), rows.astype(np.int32))
+
+    def _share(self, number, lane, lanes, window):
+        """A lane's part of one set's stretch: its pieces [p, 4], and of each record in order the piece and the row."""
+        count, begin = self.counts[number], self.epoch * self.counts[number]
+        bounds = [begin + part * count // lanes for part in (lane, lane + 1)]
+        table = self.sequences[number].pieces(*bounds)
+        lengths = table[:, 3] - table[:, 2]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        piece = np.repeat(np.arange(len(table)), lengths)
+        row = np.arange(starts[-1]) - np.repeat(starts[:-1] - table[:, 2], lengths)
+        order = np.empty(len(row), np.int64)
+        for at in range(0, len(table), window):
+            first, last = starts[at], starts[min(at + window, len(table))]
+            key = (self.seed, self.epoch, "window", number, lane, at // window)
+            order[first:last] = first + permutation(last - first, *key)
+        return table, piece[order], row[order]
+
+    def _places(self, number, lane, count):
+        """Where in the lane, from 0 to 1, the records of one set stand: in order, evenly but for a keyed jitter."""
+        words = keyed.mix(np.int64(keyed.word(self.seed, self.epoch, "places", number, lane)), np.arange(count))
+        return (np.arange(count) + (words & 0xFFFF) / 65536) / max(count, 1)

@@ -10,6 +10,8 @@ Records are numbered in the order in which they lie in the set.
 import dataclasses
 import hashlib
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,10 @@ def _check_there(file):
 def checksum(data):
     """XXH3 of a block's bytes as int64: it costs less than reading them does, which CRC32 does not."""
     return int.from_bytes(xxhash.xxh3_64_digest(data), "big", signed=True)
+
+
+class BadBlock(UserError):
+    """A block that cannot be read as it was written."""
 
 
 class ShardSet:
@@ -104,18 +110,34 @@ class ShardSet:
     def __len__(self):
         return len(self.atoms)
 
-    def read(self, number):
-        """The bytes of one block, checked. Raises UserError where they are not what was written."""
-        path = self.folder / self.manifest["shards"][self.shard[number]]["file"]
+    def read(self, number, buffer=None):
+        """The bytes of one block, checked; read into a buffer (uint8) where one is given.
+
+        Raises BadBlock where they are not what was written.
+        """
+        path, size = self.path(number), int(self.size[number])
+        data = np.empty(size, np.uint8) if buffer is None else buffer[:size]
         try:
-            with path.open("rb") as file:
-                file.seek(self.offset[number])
-                data = file.read(self.size[number])
+            with path.open("rb", buffering=0) as file:
+                if os.preadv(file.fileno(), [data], int(self.offset[number])) != size:
+                    raise BadBlock(f"{path}: ends within block {number}; copy the shard again or build it again")
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or build the set again") from error
+            raise BadBlock(f"{path}: cannot be read ({error.strerror}); restore it or build the set again") from error
         if checksum(data) != self.checksum[number]:
-            raise UserError(f"{path}: block {number} is damaged (checksum); copy the shard again or build it again")
-        return data
+            raise BadBlock(f"{path}: block {number} is damaged (checksum); copy the shard again or build it again")
+        return data.tobytes() if buffer is None else data
+
+    def path(self, number):
+        """The shard of a block."""
+        return self.folder / self.manifest["shards"][self.shard[number]]["file"]
+
+    @contextmanager
+    def checking(self, number):
+        """Within the context, a DamagedBlock is a BadBlock that says which block it is."""
+        try:
+            yield
+        except blocks.DamagedBlock as error:
+            raise BadBlock(f"{self.path(number)}: block {number} is damaged: {error}; build the set again") from error
 
     def records(self, numbers):
         """Yield the Records of the given numbers, in that order. Raises IndexError outside 0 to N - 1."""

@@ -1,40 +1,55 @@
-"""From a shard set to this rank's micro-batches, step by step, from any position.
+"""From shard sets to this rank's micro-batches, step by step, from any position.
 
 Step t of an epoch, its global batch, is the t-th micro-batch of every lane. Rank r of R serves the lanes r, r + R, …
 The position in the data is {"epoch": e, "step": t}: with the seed and the lanes it fixes every batch to come, for any
 number of ranks that divides the lanes and any number of loader workers.
 """
 
+import logging
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 import webdataset
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch.utils.data import DataLoader, get_worker_info
 
 from mspt.chemistry.spectra import LINE_SHAPES, SPECTRA, LineShape
-from mspt.data import block as blocks
-from mspt.data import order, packing
+from mspt.data import keyed, order, packing
 from mspt.data.batch import MoleculeBatch
+from mspt.data.gather import Held
+from mspt.data.shardset import BadBlock, ShardSet
 from mspt.errors import UserError
 from mspt.settings import Settings
 
+log = logging.getLogger("mspt")
+
+
+class Part(Settings):
+    """One shard set of a mixture. weight: its share of the records of an epoch, beside the other weights."""
+
+    path: str
+    weight: float = Field(gt=0)
+
 
 class DataSettings(Settings):
-    """train, heldout: folders of shard sets. lanes: fixed streams that the set is dealt to; each gives one micro-batch
-    a step, so a rank accumulates lanes / ranks of them. workers: loader processes a rank; 0 loads in the trainer.
-    window: blocks that are shuffled together. budget: of one micro-batch. line_shapes: how lines become spectra; what
-    is not named keeps its default.
+    """train: the folder of a shard set; or mixture: several with weights. heldout: of another. lanes: fixed streams
+    that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes / ranks of them. workers:
+    loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together. budget: of one
+    micro-batch. on_bad_block: stop at a damaged block, or leave its records out. line_shapes: how lines become spectra;
+    what is not named keeps its default.
     """
 
-    train: str
+    train: str | None = None
+    mixture: tuple[Part, ...] = ()
     heldout: str | None = None
     lanes: int = Field(ge=1)
     workers: int = Field(0, ge=0)
     window: int = Field(16, ge=1)
     budget: packing.Budget
+    on_bad_block: Literal["error", "skip"] = "error"
     line_shapes: dict[Literal[SPECTRA], LineShape] = LINE_SHAPES
 
     @field_validator("line_shapes")
@@ -42,14 +57,35 @@ class DataSettings(Settings):
     def _completed(cls, line_shapes):
         return LINE_SHAPES | line_shapes
 
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.train is None) == (not self.mixture):
+            raise ValueError("give either train, one shard set, or mixture, a list of path and weight")
+        return self
+
+    @property
+    def parts(self):
+        """The sets to train on, of which there may be one."""
+        return self.mixture or (Part(path=self.train, weight=1.0),)
+
+    def open(self):
+        """The ShardSets of parts."""
+        return [ShardSet.open(part.path) for part in self.parts]
+
 
 class Lane:
     """One lane in one epoch (an EpochOrder): the order of its records and the cuts of its micro-batches."""
 
-    def __init__(self, shardset, settings, epoch_order, lane):
-        self.shardset = shardset
-        self.blocks, self.rows, self.windows = epoch_order.lane(lane, settings.lanes, settings.window)
-        self.starts = packing.cut(shardset.atoms[shardset.first[self.blocks] + self.rows], settings.budget)
+    def __init__(self, shardsets, settings, epoch_order, lane):
+        self.shardsets, self.settings, self.epoch = shardsets, settings, epoch_order.epoch
+        self.order = epoch_order.lane(lane, settings.lanes, settings.window)
+        sets = self.order.sets[self.order.pieces]
+        atoms = np.empty(len(sets), np.int32)
+        for number, shardset in enumerate(shardsets):
+            own = sets == number if len(shardsets) > 1 else slice(None)
+            blocks, rows = self.order.blocks[self.order.pieces[own]], self.order.rows[own]
+            atoms[own] = shardset.atoms[shardset.first[blocks] + rows]
+        self.starts = packing.cut(atoms, settings.budget)
 
     def __len__(self):
         """The number of its micro-batches."""
@@ -57,46 +93,78 @@ class Lane:
 
     def batches(self, start, stop):
         """Yield micro-batches start to stop; empty ones past the lane's end. Each block is read once."""
-        held = {}
+        held, where = Held(), np.full(len(self.order.blocks), -1, np.int32)
+        begin = self.starts[min(start, len(self))]
+        uses = self.order.pieces[begin : self.starts[min(stop, len(self))]]
+        # The pieces in the order in which they are first needed, and in that in which they are done with.
+        needed, first = np.unique(uses, return_index=True)
+        last = begin + len(uses) - 1 - np.unique(uses[::-1], return_index=True)[1]
+        opening, closing = needed[np.argsort(first)].tolist(), needed[np.argsort(last)].tolist()
+        first, last = (begin + np.sort(first)).tolist(), np.sort(last).tolist()
+        opened = closed = 0
         for step in range(start, stop):
             if step >= len(self):
                 yield MoleculeBatch.empty()
                 continue
-            own = slice(self.starts[step], self.starts[step + 1])
-            needed, inverse = np.unique(self.blocks[own], return_inverse=True)
-            # What lies in a window before this micro-batch's first is done with.
-            first = self.windows[own].min()
-            held = {number: item for number, item in held.items() if item[0] >= first}
-            for number, window in zip(self.blocks[own], self.windows[own], strict=True):
-                if number not in held:
-                    held[number] = (window, blocks.decode(self.shardset.read(number)))
-            yield _gather([held[number][1] for number in needed], inverse, self.rows[own])
+            low, high = self.starts[step : step + 2]
+            while opened < len(opening) and first[opened] < high:
+                where[opening[opened]] = self._read(held, opening[opened])
+                opened += 1
+            yield self._batch(held, where, self.order.pieces[low:high], self.order.rows[low:high])
+            while closed < len(closing) and last[closed] < high:
+                if where[closing[closed]] >= 0:
+                    held.drop(int(where[closing[closed]]))
+                closed += 1
 
+    def _read(self, held, piece):
+        """The slot of a piece's block, read into held; -1 where it is damaged and to be left out."""
+        shardset, number = self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
+        slot, buffer = held.slot(int(shardset.size[number]))
+        try:
+            with shardset.checking(number):
+                held.put(slot, shardset.read(number, buffer))
+        except BadBlock as error:
+            held.drop(slot)
+            if self.settings.on_bad_block == "error":
+                raise
+            log.warning("mspt: left out, as data.on_bad_block says: %s", error)
+            return -1
+        return slot
 
-def _gather(parts, inverse, rows):
-    """Rows of parts, row i from parts[inverse[i]], in this order."""
-    by_part = np.argsort(inverse, kind="stable")
-    pieces = [(part, rows[inverse == i]) for i, part in enumerate(parts)]
-    back = np.empty(len(rows), np.int64)
-    back[by_part] = np.arange(len(rows))
-    return MoleculeBatch.from_blocks(pieces, back)
+    def _batch(self, held, where, pieces, rows):
+        """The records at rows of pieces that could be read."""
+        slots = where[pieces]
+        whole = slots >= 0
+        missing = len(slots) - int(whole.sum())
+        if missing:
+            slots, rows, pieces = slots[whole], rows[whole], pieces[whole]
+        batch = held.batch(slots, rows)
+        if len(self.shardsets) == 1 and not missing:
+            return batch
+        records = batch.records
+        if len(self.shardsets) > 1:
+            # An epoch may pass over a small set several times: a record gets other noise each time.
+            records = keyed.mix(records, torch.from_numpy(self.order.passes[pieces]))
+        return replace(batch, records=records, missing=missing)
 
 
 class Stream:
-    """This rank's part of the training data.
+    """This rank's part of the training data. shardsets: one for each of settings.parts.
 
     Raises UserError where the ranks do not divide the lanes or a molecule is over the budget.
     """
 
-    def __init__(self, shardset, settings, seed, rank=0, world_size=1):
+    def __init__(self, shardsets, settings, seed, rank=0, world_size=1):
         if settings.lanes % world_size:
             divisors = [d for d in range(1, settings.lanes + 1) if settings.lanes % d == 0]
             raise UserError(
                 f"data.lanes is {settings.lanes}, which {world_size} ranks do not divide; run on "
                 f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {world_size}"
             )
-        packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
-        self.shardset, self.settings, self.seed = shardset, settings, seed
+        for shardset in shardsets:
+            packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
+        self.shardsets, self.settings, self.seed = shardsets, settings, seed
+        self.sequences = [order.Sequence(each.block_records, seed, number) for number, each in enumerate(shardsets)]
         self.lanes = range(rank, settings.lanes, world_size)
         # A worker serves whole lanes, so that no block is read twice: as many as divide the lanes evenly.
         self.workers = max((w for w in range(1, settings.workers + 1) if len(self.lanes) % w == 0), default=0)
@@ -105,8 +173,9 @@ class Stream:
     def _plan(self, epoch):
         """This rank's lanes in an epoch, worked out once."""
         if self.planned[0] != epoch:
-            epoch_order = order.EpochOrder(self.shardset.block_records, self.seed, epoch)
-            lanes = [Lane(self.shardset, self.settings, epoch_order, lane) for lane in self.lanes]
+            weights = [part.weight for part in self.settings.parts]
+            epoch_order = order.EpochOrder(self.sequences, weights, self.seed, epoch)
+            lanes = [Lane(self.shardsets, self.settings, epoch_order, lane) for lane in self.lanes]
             self.planned = (epoch, lanes)
         return self.planned[1]
 
@@ -152,14 +221,23 @@ def _unwrap(served):
     return served
 
 
-def sequential(shardset, budget):
-    """Yield all records of a set in the order in which they lie there, in micro-batches under budget."""
+def sequential(shardset, budget, targets=(), forces=False):
+    """Yield all records of a set in the order in which they lie there, in micro-batches under budget.
+
+    targets: names of those that the batches carry; forces: whether they carry forces.
+    """
     packing.check(shardset.manifest["largest"], budget, shardset.folder)
-    starts = packing.cut(shardset.atoms, budget)
-    block = np.repeat(np.arange(len(shardset.block_records)), shardset.block_records)
-    row = np.arange(len(shardset)) - shardset.first[block]
-    held = {}
+    starts = packing.cut(shardset.atoms, budget).tolist()
+    held, slots = Held(targets, forces), {}
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
-        needed, inverse = np.unique(block[begin:end], return_inverse=True)
-        held = {n: held[n] if n in held else blocks.decode(shardset.read(n)) for n in needed}
-        yield _gather([held[n] for n in needed], inverse, row[begin:end])
+        number = np.arange(begin, end)
+        block = np.searchsorted(shardset.first, number, side="right") - 1
+        for done in [b for b in slots if b < block[0]]:
+            held.drop(slots.pop(done))
+        for b in range(int(block[0]), int(block[-1]) + 1):
+            if b not in slots:
+                slots[b], buffer = held.slot(int(shardset.size[b]))
+                with shardset.checking(b):
+                    held.put(slots[b], shardset.read(b, buffer))
+        which = np.array([slots[b] for b in block.tolist()], np.int32)
+        yield held.batch(which, (number - shardset.first[block]).astype(np.int32))

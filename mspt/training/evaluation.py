@@ -60,7 +60,8 @@ def retrieval(similarities):
 def evaluate(engine, pretraining, heldout, train, data, seed, device):
     """Every rank takes its share of the held-out set; the Evaluation is the same on all.
 
-    engine: the wrapped module; pretraining: the module inside it. heldout, train: ShardSets. data: DataSettings.
+    engine: the wrapped module; pretraining: the module inside it. heldout: a ShardSet; train: several. data:
+    DataSettings.
     """
     generator = Keyed(seed, EPOCH)
     engine.eval()
@@ -68,8 +69,9 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device):
     weights, pairs, examples = torch.zeros_like(sums), [], []
     baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
     if baseline:
-        for batch in _share(train, data, device, BASELINE_RECORDS):
-            baseline.learn(batch)
+        for shardset in train:
+            for batch in _share(shardset, data, device, BASELINE_RECORDS // len(train)):
+                baseline.learn(batch)
         baseline.agree()
     for batch in _share(heldout, data, device):
         own, extras = engine("evaluate", batch, generator)

@@ -51,13 +51,13 @@ class Trainer:
     def __init__(self, config, resolved):
         self.config = config
         self.dir = Path(config.run.dir)
-        self.train_set = ShardSet.open(config.data.train)
+        self.train_sets = config.data.open()
         self.heldout_set = ShardSet.open(config.data.heldout) if config.data.heldout else None
         self.process = initialise()
         self.device = self.process.device
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.stream = Stream(self.train_set, config.data, config.seed, self.process.rank, self.process.world_size)
+        self.stream = Stream(self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.module = Pretraining(config.model, config.objectives)
         newest = checkpoint.latest(self.dir)
@@ -97,13 +97,14 @@ class Trainer:
             "data.lanes": data.lanes,
             "data.window": data.window,
             "data.budget": data.budget.model_dump(mode="json"),
-            "data.train (its index)": self.train_set.manifest["index_sha256"],
+            "the sets (their indices)": [shardset.manifest["index_sha256"] for shardset in self.train_sets],
+            "the sets' weights": [part.weight for part in data.parts],
         }
 
     def _check_same_order(self, state, newest):
         """Raise UserError where this configuration would go on with other data than the checkpoint's run."""
         for name, value in self._order().items():
-            then = state.extra["order"][name]
+            then = state.extra["order"].get(name)
             if then != value:
                 raise UserError(
                     f"{newest}: was made with {name} = {then}, now it is {value}; set it back, or start a new run.dir "
@@ -147,17 +148,18 @@ class Trainer:
         means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
         self._check_finite(result, batches, means)
-        counts = sum(
-            torch.stack([torch.tensor(len(b.keys)), torch.tensor(len(b.numbers)), keyed.mix(b.records, 0).sum().cpu()])
-            for b in batches
-        ).to(self.device)
+        counts = torch.tensor(
+            [[len(b.keys), len(b.numbers), b.missing, keyed.mix(b.records, 0).sum().item()] for b in batches]
+        )
+        counts = counts.sum(0).to(self.device)
         all_reduce(counts)
-        molecules, atoms, digest = counts.tolist()
+        molecules, atoms, missing, digest = counts.tolist()
         return means | {
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "molecules": molecules,
             "atoms": atoms,
+            "missing": missing,
             # Which records the step saw, in one number that a float can hold.
             "records_digest": digest % (1 << 52),
         }
@@ -227,7 +229,7 @@ class Trainer:
             # What is measured is what is exported.
             with self.engine.ema_weights() if averaged else nullcontext():
                 evaluation = evaluate(
-                    self.engine, self.module, self.heldout_set, self.train_set, config.data, config.seed, self.device
+                    self.engine, self.module, self.heldout_set, self.train_sets, config.data, config.seed, self.device
                 )
         weights = self.engine.weights(ema=averaged)
         if self.process.rank != 0:

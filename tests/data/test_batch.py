@@ -1,15 +1,20 @@
 """Batches from blocks, in any order and from any mixture of blocks, against the records one by one."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, broaden
 from mspt.data import block as blocks
 from mspt.data import keyed
 from mspt.data.batch import MoleculeBatch
+from mspt.data.gather import Held
 from mspt.data.schema import Lines
 from tests.data.molecules import plain, record, spectrum
 
@@ -37,7 +42,7 @@ def mixed(count, seed=0):
 
 def assert_holds(batch, records):
     """The batch is these records in this order."""
-    assert batch.keys == tuple(r.key for r in records)
+    assert list(batch.keys) == [r.key for r in records]
     assert batch.records.tolist() == [keyed.word(r.key) for r in records]
     assert batch.ptr.tolist() == np.cumsum([0] + [len(r.numbers) for r in records]).tolist()
     assert batch.numbers.dtype == torch.int64 and batch.positions.dtype == torch.float32
@@ -79,6 +84,74 @@ def test_rows_of_several_blocks_in_any_order(sizes, data):
     assert_holds(MoleculeBatch.from_blocks(pieces, np.array(order)), [together[i] for i in order])
 
 
+def gathered(parts, chosen, **options):
+    """The same rows through Held, compiled and by numpy: two batches."""
+    batches = []
+    for compiled in (True, False):
+        held = Held(**options)
+        assert held.library is not None
+        if not compiled:
+            held.library = None
+        slots = []
+        for part in parts:
+            data = np.frombuffer(blocks.encode(part), np.uint8)
+            slot, buffer = held.slot(len(data))
+            buffer[: len(data)] = data
+            held.put(slot, buffer[: len(data)])
+            slots.append(slot)
+        batches.append(
+            held.batch(np.array([slots[p] for p, _ in chosen], np.int32), np.array([r for _, r in chosen], np.int32))
+        )
+    return batches
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
+def test_compiled_and_numpy_put_the_same_batch_together(sizes, data):
+    parts = [mixed(size, seed) if seed % 3 != 2 else plain([3] * size) for seed, size in enumerate(sizes)]
+    if data.draw(st.booleans()):
+        parts[0] = [replace(r, forces=r.positions * 2) if i % 2 else r for i, r in enumerate(parts[0])]
+    every = [(part, row) for part, size in enumerate(sizes) for row in range(size)]
+    chosen = data.draw(st.permutations(every))[: data.draw(st.integers(1, len(every)))]
+    together = [parts[part][row] for part, row in chosen]
+    one, other = gathered(parts, chosen, targets=("gap", "u0"), forces=True)
+    for batch in (one, other):
+        assert_holds(batch, together)
+        assert batch.targets.keys() <= {"gap", "u0"}
+        expected = [np.full((len(r.numbers), 3), np.nan) if r.forces is None else r.forces for r in together]
+        if batch.forces is None:
+            assert np.isnan(np.concatenate(expected)).all()
+        else:
+            np.testing.assert_array_equal(batch.forces, np.concatenate(expected))
+    assert {name: s.dtype for name, s in one.spectra.items()} == {name: s.dtype for name, s in other.spectra.items()}
+    assert one.lines.keys() == other.lines.keys()
+    without, _ = gathered(parts, chosen)
+    assert without.targets == {} and without.forces is None
+
+
+def test_values_stay_half_precision_until_they_are_broadened():
+    made = [record(str(i), spectra={"ir": spectrum("ir", "values16", i)}) for i in range(3)]
+    batch, _ = gathered([made], [(0, 2), (0, 0)])
+    assert batch.spectra["ir"].dtype == torch.float16
+    assert batch.broadened(LINE_SHAPES).spectra["ir"].dtype == torch.float32
+
+
+def test_a_block_whose_ptr_leaves_its_values_is_damaged():
+    """Rewritten with a right header and a right checksum, so that only the rows themselves can tell."""
+    for value in (-1, 100):
+        arrays = load(blocks.encode(plain([2, 3])))
+        arrays["ptr"][1] = value
+        data = np.frombuffer(
+            save(arrays, metadata={"mspt": json.dumps({"provenance": [{"source": "", "methods": {}}]})}), np.uint8
+        )
+        held = Held()
+        slot, buffer = held.slot(len(data))
+        buffer[: len(data)] = data
+        held.put(slot, buffer[: len(data)])
+        with pytest.raises(blocks.DamagedBlock):
+            held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32))
+
+
 def test_broadened_holds_every_spectrum_as_values():
     records = mixed(12)
     batch = MoleculeBatch.from_records(records).broadened(LINE_SHAPES)
@@ -101,7 +174,7 @@ def test_broadened_holds_every_spectrum_as_values():
 @pytest.mark.parametrize("batch", [MoleculeBatch.empty(), MoleculeBatch.from_records([])])
 def test_empty(batch):
     batch = batch.broadened(LINE_SHAPES)
-    assert batch.keys == () and batch.ptr.tolist() == [0]
+    assert len(batch.keys) == 0 and batch.ptr.tolist() == [0]
     assert batch.positions.shape == (0, 3) and batch.molecule.shape == (0,)
     assert {name: tuple(s.shape) for name, s in batch.spectra.items()} == {n: (0, g.length) for n, g in GRIDS.items()}
     assert {name: tuple(p.shape) for name, p in batch.present.items()} == dict.fromkeys(GRIDS, (0,))
@@ -124,4 +197,4 @@ def test_to_moves_every_tensor_and_casts_only_floating_point():
     tensors = [away.records, away.numbers, away.positions, away.ptr, *away.spectra.values(), *away.present.values()]
     tensors += [*away.targets.values(), *(part for lines in away.lines.values() for part in lines)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert away.keys == batch.keys
+    assert list(away.keys) == list(batch.keys)

@@ -1,0 +1,258 @@
+// Rows of blocks -> the arrays of a batch. What lies in a block: mspt/data/block.py. How this is called: gather.py.
+//
+// A block is described by a row of a table: per column (one of the wanted arrays) its address, the number of its rows
+// and the size of one, 0 where the block does not have it. Record i of a batch is row rows[i] of the block slots[i].
+// Nothing is trusted: a row outside its block, or a ptr that falls or leaves its values, ends with BROKEN.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int64_t BROKEN = -1;
+
+struct Column {
+    int64_t address, rows, size;
+    template <class T>
+    const T *at() const { return reinterpret_cast<const T *>(address); }
+};
+
+// A safetensors header, read for the places of some arrays. Anything unexpected sets failed; Python then says what.
+struct Header {
+    const char *at, *end;
+    bool failed = false;
+
+    char peek() {
+        while (at < end && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r')) ++at;
+        if (at == end) failed = true;
+        return failed ? 0 : *at;
+    }
+    bool take(char c) {
+        if (peek() != c) return false;
+        ++at;
+        return true;
+    }
+    void need(char c) {
+        if (!take(c)) failed = true;
+    }
+    // A string as it is written, escapes and all: none of the names that are looked for has any.
+    const char *text(int64_t &length) {
+        need('"');
+        const char *start = at;
+        while (!failed && at < end && *at != '"') at += *at == '\\' ? 2 : 1;
+        if (at >= end) failed = true;
+        if (failed) return start;
+        length = at++ - start;
+        return start;
+    }
+    int64_t number() {
+        peek();
+        int64_t value = 0;
+        const char *start = at;
+        while (at < end && *at >= '0' && *at <= '9' && at - start < 18) value = 10 * value + (*at++ - '0');
+        if (at == start) failed = true;
+        return value;
+    }
+    void skip_texts() {  // {"…": "…", …}
+        need('{');
+        int64_t length;
+        while (!failed && !take('}')) {
+            text(length);
+            need(':');
+            text(length);
+            take(',');
+        }
+    }
+};
+
+bool same(const char *text, int64_t length, const char *name) {
+    return static_cast<int64_t>(std::strlen(name)) == length && std::memcmp(text, name, length) == 0;
+}
+
+// Types in the order of block.TYPES.
+const struct { const char *name; int64_t bytes; } TYPES[] = {
+    {"U8", 1}, {"I8", 1}, {"I16", 2}, {"I32", 4}, {"I64", 8}, {"F16", 2}, {"F32", 4}, {"F64", 8}};
+constexpr int64_t TYPE_COUNT = sizeof TYPES / sizeof *TYPES;
+
+int64_t type_of(const char *type, int64_t length) {
+    int64_t index = 0;
+    while (index < TYPE_COUNT && !same(type, length, TYPES[index].name)) ++index;
+    return index;
+}
+
+// The range of a ragged row, or false where it is none.
+inline bool range(const Column &ptr, const Column &values, int64_t row, int64_t &begin, int64_t &end) {
+    if (row < 0 || row + 1 >= ptr.rows) return false;
+    begin = ptr.at<int64_t>()[row];
+    end = ptr.at<int64_t>()[row + 1];
+    return 0 <= begin && begin <= end && end <= values.rows;
+}
+
+inline const Column &column(const int64_t *table, int64_t columns, int64_t slot, int64_t index) {
+    return reinterpret_cast<const Column *>(table)[slot * columns + index];
+}
+
+}  // namespace
+
+extern "C" {
+
+// Find arrays in a block of so many bytes. names: count names, each ended by a 0. rules [count, 4]: the types that an
+// array may have, as bits in the order of TYPES; the values in a row of it; the array that has as many rows, or -1; the
+// array that it is there together with, -2 where it is always there, or -1.
+// out [count, 3]: Columns. 0, or BROKEN where the header cannot be read or an array is not as its rule says.
+int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64_t count, const int64_t *rules,
+                     int64_t *out) {
+    Column *columns = reinterpret_cast<Column *>(out);
+    std::memset(out, 0, sizeof(Column) * count);
+    if (size < 8) return BROKEN;
+    uint64_t length;
+    std::memcpy(&length, data, 8);
+    if (length > static_cast<uint64_t>(size - 8)) return BROKEN;
+    const int64_t start = 8 + static_cast<int64_t>(length), room = size - start;
+    Header header{reinterpret_cast<const char *>(data) + 8, reinterpret_cast<const char *>(data) + start};
+    header.need('{');
+    while (!header.failed && !header.take('}')) {
+        int64_t length = 0, own = 0, type_length = 0, kind = TYPE_COUNT, rows = 0, row = 1, begin = 0, stop = 0;
+        const char *name = header.text(length);
+        header.need(':');
+        if (same(name, length, "__metadata__")) {
+            header.skip_texts();
+            header.take(',');
+            continue;
+        }
+        header.need('{');
+        while (!header.failed && !header.take('}')) {
+            const char *field = header.text(own);
+            header.need(':');
+            if (header.failed) break;
+            if (same(field, own, "dtype")) {
+                const char *type = header.text(type_length);
+                if (!header.failed) kind = type_of(type, type_length);
+            } else if (same(field, own, "shape")) {
+                header.need('[');
+                for (int64_t d = 0; !header.failed && !header.take(']'); ++d) {
+                    const int64_t extent = header.number();
+                    if (d == 0) rows = extent;
+                    else if (__builtin_mul_overflow(row, extent, &row)) header.failed = true;
+                    header.take(',');
+                }
+            } else if (same(field, own, "data_offsets")) {
+                header.need('[');
+                begin = header.number();
+                header.need(',');
+                stop = header.number();
+                header.need(']');
+            } else {
+                header.failed = true;
+            }
+            header.take(',');
+        }
+        int64_t bytes, total;
+        if (header.failed || kind == TYPE_COUNT || __builtin_mul_overflow(row, TYPES[kind].bytes, &bytes) ||
+            __builtin_mul_overflow(rows, bytes, &total) || begin > stop || stop > room || total != stop - begin)
+            return BROKEN;
+        const char *wanted = names;
+        for (int64_t i = 0; i < count; ++i, wanted += std::strlen(wanted) + 1)
+            if (same(name, length, wanted)) {
+                if (!(rules[4 * i] >> kind & 1) || rules[4 * i + 1] != row) return BROKEN;
+                columns[i] = Column{reinterpret_cast<int64_t>(data) + start + begin, rows, bytes};
+            }
+        header.take(',');
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t like = rules[4 * i + 2], with = rules[4 * i + 3];
+        const bool there = columns[i].address != 0;
+        if (there && like >= 0 && columns[i].rows != columns[like].rows) return BROKEN;
+        if (with != -1 && there != (with == -2 || columns[with].address != 0)) return BROKEN;
+    }
+    return header.failed ? BROKEN : 0;
+}
+
+// The offsets of ragged rows laid end to end. table [slots, columns]: Columns. ptr, values: indices of columns; a
+// block without ptr gives empty rows. out [m + 1]. The total, or BROKEN.
+int64_t ragged_offsets(const int64_t *table, int64_t columns, int64_t ptr, int64_t values, const int32_t *slots,
+                       const int32_t *rows, int64_t m, int64_t *out) {
+    int64_t total = out[0] = 0;
+    for (int64_t i = 0; i < m; ++i) {
+        const Column &offsets = column(table, columns, slots[i], ptr);
+        if (offsets.address) {
+            int64_t begin, end;
+            if (!range(offsets, column(table, columns, slots[i], values), rows[i], begin, end)) return BROKEN;
+            total += end - begin;
+        }
+        out[i + 1] = total;
+    }
+    return total;
+}
+
+// Ragged rows of so many bytes a value end to end into out; after ragged_offsets has found them right.
+void ragged_values(const int64_t *table, int64_t columns, int64_t ptr, int64_t values, const int32_t *slots,
+                   const int32_t *rows, int64_t m, int64_t size, uint8_t *out) {
+    for (int64_t i = 0; i < m; ++i) {
+        const Column &offsets = column(table, columns, slots[i], ptr);
+        if (!offsets.address) continue;
+        const int64_t begin = offsets.at<int64_t>()[rows[i]], end = offsets.at<int64_t>()[rows[i] + 1];
+        std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + begin * size, (end - begin) * size);
+        out += (end - begin) * size;
+    }
+}
+
+// The same for bytes that become int64: atomic numbers.
+void ragged_numbers(const int64_t *table, int64_t columns, int64_t ptr, int64_t values, const int32_t *slots,
+                    const int32_t *rows, int64_t m, int64_t *out) {
+    for (int64_t i = 0; i < m; ++i) {
+        const int64_t *offsets = column(table, columns, slots[i], ptr).at<int64_t>();
+        const uint8_t *from = column(table, columns, slots[i], values).at<uint8_t>();
+        for (int64_t at = offsets[rows[i]]; at < offsets[rows[i] + 1]; ++at) *out++ = from[at];
+    }
+}
+
+// One value of 8 bytes a record; missing where a block does not have the column. 0, or BROKEN.
+int64_t words(const int64_t *table, int64_t columns, int64_t index, const int32_t *slots, const int32_t *rows,
+              int64_t m, int64_t missing, int64_t *out) {
+    for (int64_t i = 0; i < m; ++i) {
+        const Column &from = column(table, columns, slots[i], index);
+        if (from.address && (rows[i] < 0 || rows[i] >= from.rows)) return BROKEN;
+        out[i] = from.address ? from.at<int64_t>()[rows[i]] : missing;
+    }
+    return 0;
+}
+
+// The kind of each record's spectrum (0 where a block has none) and, of those that are values, which row of the
+// block's values it is; -1 for the others. lines: the column that a block with lines has. The number of records with values, or BROKEN.
+int64_t spectrum_rows(const int64_t *table, int64_t columns, int64_t kind, int64_t values, int64_t lines,
+                      const int32_t *slots, const int32_t *rows, int64_t m, uint8_t *kinds, int64_t *own) {
+    int64_t total = 0, counted = -1, at = 0, before = 0;  // records of the block `counted` before row `at`: `before`
+    for (int64_t i = 0; i < m; ++i) {
+        const Column &from = column(table, columns, slots[i], kind);
+        kinds[i] = 0;
+        own[i] = -1;
+        if (!from.address) continue;
+        if (rows[i] < 0 || rows[i] >= from.rows) return BROKEN;
+        kinds[i] = from.at<uint8_t>()[rows[i]];
+        if (kinds[i] > 2 || (kinds[i] == 2 && !column(table, columns, slots[i], lines).address)) return BROKEN;
+        if (kinds[i] != 1) continue;
+        const Column &stored = column(table, columns, slots[i], values);
+        if (stored.rows == from.rows) {  // every record has values
+            own[i] = rows[i];
+        } else {
+            if (slots[i] != counted || rows[i] < at) counted = slots[i], at = before = 0;
+            for (; at < rows[i]; ++at) before += from.at<uint8_t>()[at] == 1;
+            own[i] = before;
+        }
+        if (!stored.address || own[i] >= stored.rows) return BROKEN;
+        ++total;
+    }
+    return total;
+}
+
+// Spectra of so many bytes into out [m, size]; zeros where own is -1.
+void spectrum_values(const int64_t *table, int64_t columns, int64_t values, const int32_t *slots, int64_t m,
+                     const int64_t *own, int64_t size, uint8_t *out) {
+    for (int64_t i = 0; i < m; ++i, out += size) {
+        if (own[i] < 0) std::memset(out, 0, size);
+        else std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + own[i] * size, size);
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,254 @@
+"""Blocks held in memory, and batches of any of their rows.
+
+What costs time for every molecule is done in C++ (gather.cpp, compiled at first use). Without a compiler, or with
+MSPT_KERNELS=reference, MoleculeBatch.from_blocks does the same in numpy.
+"""
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mspt import native
+from mspt.chemistry.spectra import GRIDS
+from mspt.data import block as blocks
+from mspt.data.batch import Keys, Lines, MoleculeBatch
+
+log = logging.getLogger("mspt")
+NAN = int(np.float64(np.nan).view(np.int64))
+
+
+REQUIRED = "required"  # of a column that every block has
+
+
+def _rules():
+    """What find_columns checks of the arrays of a block.
+
+    Column -> (types that it may have, values in a row, the column that has as many rows, the column that it is there
+    together with).
+    """
+    rules = {
+        "ptr": (["I64"], 1, None, REQUIRED),
+        "numbers": (["U8"], 1, None, REQUIRED),
+        "positions": (["F32"], 3, "numbers", REQUIRED),
+        "forces": (["F32"], 3, "numbers", None),
+        "keys_ptr": (["I64"], 1, "ptr", REQUIRED),
+        "keys": (["U8"], 1, None, REQUIRED),
+        "words": (["I64"], 1, None, REQUIRED),
+    }
+    for name, grid in GRIDS.items():
+        at = f"spectra/{name}/"
+        rules |= {
+            f"{at}kind": (["U8"], 1, "words", None),
+            f"{at}values": (["F16", "F32"], grid.length, None, None),
+            f"{at}ptr": (["I64"], 1, "ptr", None),
+            f"{at}positions": (["F32"], 1, None, f"{at}ptr"),
+            f"{at}strengths": (["F32"], 1, f"{at}positions", f"{at}ptr"),
+        }
+    return rules
+
+
+# The functions of gather.cpp, and how many pointers or numbers each takes.
+FUNCTIONS = {
+    "find_columns": 6,
+    "ragged_offsets": 8,
+    "ragged_values": 9,
+    "ragged_numbers": 8,
+    "words": 8,
+    "spectrum_rows": 10,
+    "spectrum_values": 8,
+}
+
+
+@cache
+def library():
+    """The compiled functions, or None where there are none; says once why. Pointers are given as whole numbers."""
+    if os.environ.get("MSPT_KERNELS") == "reference":
+        return None
+    try:
+        loaded = native.library("data", Path(__file__).with_name("gather.cpp"))
+    except native.NoCompiler as error:
+        log.warning("mspt: batches are put together by numpy, some 10 times slower: %s", error)
+        return None
+    for name, count in FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [ctypes.c_ssize_t] * count, ctypes.c_ssize_t
+    return loaded
+
+
+class Held:
+    """Blocks by slot. targets: names of those that batches carry; forces: whether they carry forces."""
+
+    def __init__(self, targets=(), forces=False):
+        self.targets, self.forces = tuple(targets), forces
+        rules = _rules() | {f"targets/{name}": (["F64"], 1, "words", None) for name in self.targets}
+        self.at = {name: index for index, name in enumerate(rules)}
+        place = self.at | {None: -1, REQUIRED: -2}
+        self.names = b"".join(name.encode() + b"\0" for name in rules)
+        self.rules = np.array(
+            [
+                (sum(1 << list(blocks.TYPES).index(kind) for kind in kinds), width, place[like], place[together])
+                for kinds, width, like, together in rules.values()
+            ]
+        )
+        self.library = library()
+        self.buffers, self.held, self.free = [], {}, []
+        self.table = np.zeros((0, len(rules), 3), np.int64)
+        self.there = np.zeros(len(rules), bool)  # columns that any block has had
+
+    def slot(self, size):
+        """A free slot, and its buffer of size bytes or more to read a block into."""
+        if not self.free:
+            self.free.append(len(self.buffers))
+            self.buffers.append(np.empty(0, np.uint8))
+            self.table = np.concatenate([self.table, np.zeros((1, *self.table.shape[1:]), np.int64)])
+        slot = self.free.pop()
+        if len(self.buffers[slot]) < size:
+            self.buffers[slot] = np.empty(size, np.uint8)
+        return slot, self.buffers[slot]
+
+    def put(self, slot, data):
+        """Hold a block: data, uint8, is a view of the slot's buffer. Raises DamagedBlock where it is no block."""
+        if self.library is None:
+            self.held[slot] = blocks.decode(data)
+            return
+        self.held[slot] = data
+        places, row = [data.ctypes.data, len(data)], self.table[slot]
+        places += [_address(self.names), len(self.rules), self.rules.ctypes.data, row.ctypes.data]
+        if self.library.find_columns(*places) < 0:
+            _complain([data])
+        self.there |= row[:, 0] != 0
+
+    def drop(self, slot):
+        """A block is done with; its slot is free again."""
+        self.held.pop(slot, None)
+        self.free.append(slot)
+
+    def batch(self, slots, rows):
+        """The records at rows [m] of the blocks at slots [m] (int32), in this order, as a MoleculeBatch.
+
+        Raises DamagedBlock where a block is not consistent.
+        """
+        if len(slots) == 0:
+            return MoleculeBatch.empty()
+        if self.library is None:
+            return self._by_numpy(slots, rows)
+        return _Gathering(self, slots, rows).batch() or self._by_numpy(slots, rows)
+
+    def _by_numpy(self, slots, rows):
+        used, inverse = np.unique(slots, return_inverse=True)
+        pieces = [(self._decoded(slot), rows[inverse == i]) for i, slot in enumerate(used)]
+        back = np.empty(len(rows), np.int64)
+        back[np.argsort(inverse, kind="stable")] = np.arange(len(rows))
+        return MoleculeBatch.from_blocks(pieces, back)
+
+    def _decoded(self, slot):
+        """The arrays of a block that batches carry."""
+        block = self.held[slot] if self.library is None else blocks.decode(self.held[slot])
+        dropped = [name for name in block if name.startswith("targets/") and name[8:] not in self.targets]
+        dropped += [] if self.forces else ["forces"]
+        return {name: array for name, array in block.items() if name not in dropped}
+
+
+def _address(data):
+    """Of an object of bytes, which whoever calls keeps."""
+    return ctypes.cast(data, ctypes.c_void_p).value
+
+
+def _complain(held):
+    """Raise DamagedBlock with what is wrong with these blocks."""
+    for data in held:
+        blocks.records(data)
+    raise blocks.DamagedBlock("its arrays are not of the types and lengths that a block's have")
+
+
+class _Gathering:
+    """One batch of rows from the compiled library."""
+
+    def __init__(self, held, slots, rows):
+        self.held, self.slots, self.rows, self.m = held, slots, rows, len(rows)
+        self.library, self.at, self.there = held.library, held.at, held.there
+        self.table = (held.table.ctypes.data, held.table.shape[1])
+        self.which = (slots.ctypes.data, rows.ctypes.data, self.m)
+
+    def batch(self):
+        """The MoleculeBatch, or None where blocks differ in what they hold: numpy joins them."""
+        forced = self.held.table[self.slots, self.at["forces"], 0] != 0 if self.held.forces else np.zeros(1, bool)
+        if forced.any() and not forced.all():
+            return None
+        ptr, n = self.offsets("ptr", "numbers")
+        numbers = torch.empty(n, dtype=torch.int64)
+        self.library.ragged_numbers(*self.table, self.at["ptr"], self.at["numbers"], *self.which, numbers.data_ptr())
+        positions = self.values("ptr", "positions", torch.empty(n, 3))
+        keys_ptr, total = self.offsets("keys_ptr", "keys")
+        keys = self.values("keys_ptr", "keys", torch.empty(total, dtype=torch.uint8))
+        spectra, present, lines = {}, {}, {}
+        for name, grid in GRIDS.items():
+            at = f"spectra/{name}/"
+            if not self.there[self.at[f"{at}kind"]]:
+                present[name] = torch.zeros(self.m, dtype=torch.bool)
+                continue
+            kinds, own, count = self.spectrum_rows(at)
+            present[name] = kinds != blocks.MISSING
+            if count:
+                values = self.spectrum_values(f"{at}values", own, grid.length)
+                if values is None:
+                    return None
+                spectra[name] = values
+            if (kinds == blocks.LINES).any():
+                lines_ptr, total = self.offsets(f"{at}ptr", f"{at}positions")
+                parts = [self.values(f"{at}ptr", f"{at}{part}", torch.empty(total)) for part in Lines._fields[:2]]
+                lines[name] = Lines(*parts, lines_ptr)
+        return MoleculeBatch(
+            keys=Keys(keys.numpy(), keys_ptr.numpy()),
+            records=self.words("words", torch.int64, 0),
+            numbers=numbers,
+            positions=positions,
+            ptr=ptr,
+            spectra=spectra,
+            present=present,
+            lines=lines,
+            targets={name: self.words(f"targets/{name}", torch.float64, NAN) for name in self.held.targets},
+            forces=self.values("ptr", "forces", torch.empty(n, 3)) if forced.all() else None,
+        )
+
+    def checked(self, result):
+        if result < 0:
+            _complain([self.held.held[slot] for slot in np.unique(self.slots)])
+        return result
+
+    def offsets(self, ptr, values):
+        out = torch.empty(self.m + 1, dtype=torch.int64)
+        places = (self.at[ptr], self.at[values])
+        total = self.library.ragged_offsets(*self.table, *places, *self.which, out.data_ptr())
+        return out, self.checked(total)
+
+    def values(self, ptr, values, out):
+        size = out.element_size() * (out.shape[1] if out.dim() == 2 else 1)
+        self.library.ragged_values(*self.table, self.at[ptr], self.at[values], *self.which, size, out.data_ptr())
+        return out
+
+    def words(self, name, dtype, missing):
+        out = torch.empty(self.m, dtype=dtype)
+        self.checked(self.library.words(*self.table, self.at[name], *self.which, missing, out.data_ptr()))
+        return out
+
+    def spectrum_rows(self, at):
+        kinds, own = torch.empty(self.m, dtype=torch.uint8), torch.empty(self.m, dtype=torch.int64)
+        places = [self.at[at + part] for part in ("kind", "values", "ptr")]
+        out = (kinds.data_ptr(), own.data_ptr())
+        return kinds, own, self.checked(self.library.spectrum_rows(*self.table, *places, *self.which, *out))
+
+    def spectrum_values(self, name, own, length):
+        sizes = self.held.table[self.slots, self.at[name], 2][own.numpy() >= 0]
+        size = int(sizes[0])
+        if (sizes != size).any():
+            return None
+        out = torch.empty(self.m, length, dtype=torch.float16 if size == 2 * length else torch.float32)
+        slots, _, m = self.which
+        self.library.spectrum_values(*self.table, self.at[name], slots, m, own.data_ptr(), size, out.data_ptr())
+        return out
