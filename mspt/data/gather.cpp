@@ -168,6 +168,32 @@ int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64
     return header.failed ? BROKEN : 0;
 }
 
+// What every block has: of the records their ptr [m + 1], numbers [n] widened, positions [n, 3], words [m], keys_ptr
+// [m + 1] and keys. at [6]: the columns ptr, numbers, positions, keys_ptr, keys, words. n: how many atoms there should
+// be; room: how many bytes keys holds. Keys beyond that are left out. The bytes of all keys, or BROKEN.
+int64_t conformers(const int64_t *table, int64_t columns, const int64_t *at, const int32_t *slots, const int32_t *rows,
+                   int64_t m, int64_t n, int64_t *ptr, int64_t *numbers, float *positions, int64_t *words,
+                   int64_t *keys_ptr, uint8_t *keys, int64_t room) {
+    int64_t atoms = ptr[0] = 0, total = keys_ptr[0] = 0;
+    for (int64_t i = 0; i < m; ++i) {
+        const Column *own = reinterpret_cast<const Column *>(table) + slots[i] * columns;
+        const Column &from = own[at[1]], &texts = own[at[4]], &word = own[at[5]];
+        int64_t begin, end, first, last;
+        if (!range(own[at[0]], from, rows[i], begin, end) || atoms + end - begin > n || rows[i] >= word.rows ||
+            !range(own[at[3]], texts, rows[i], first, last))
+            return BROKEN;
+        const uint8_t *number = from.at<uint8_t>() + begin;
+        for (int64_t k = 0; k < end - begin; ++k) numbers[atoms + k] = number[k];
+        std::memcpy(positions + 3 * atoms, own[at[2]].at<float>() + 3 * begin, (end - begin) * 3 * sizeof(float));
+        ptr[i + 1] = atoms += end - begin;
+        words[i] = word.at<int64_t>()[rows[i]];
+        const int64_t length = last - first;
+        if (total + length <= room) std::memcpy(keys + total, texts.at<uint8_t>() + first, length);
+        keys_ptr[i + 1] = total += length;
+    }
+    return atoms == n ? total : BROKEN;
+}
+
 // The offsets of ragged rows laid end to end. table [slots, columns]: Columns. ptr, values: indices of columns; a
 // block without ptr gives empty rows. out [m + 1]. The total, or BROKEN.
 int64_t ragged_offsets(const int64_t *table, int64_t columns, int64_t ptr, int64_t values, const int32_t *slots,
@@ -194,16 +220,6 @@ void ragged_values(const int64_t *table, int64_t columns, int64_t ptr, int64_t v
         const int64_t begin = offsets.at<int64_t>()[rows[i]], end = offsets.at<int64_t>()[rows[i] + 1];
         std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + begin * size, (end - begin) * size);
         out += (end - begin) * size;
-    }
-}
-
-// The same for bytes that become int64: atomic numbers.
-void ragged_numbers(const int64_t *table, int64_t columns, int64_t ptr, int64_t values, const int32_t *slots,
-                    const int32_t *rows, int64_t m, int64_t *out) {
-    for (int64_t i = 0; i < m; ++i) {
-        const int64_t *offsets = column(table, columns, slots[i], ptr).at<int64_t>();
-        const uint8_t *from = column(table, columns, slots[i], values).at<uint8_t>();
-        for (int64_t at = offsets[rows[i]]; at < offsets[rows[i] + 1]; ++at) *out++ = from[at];
     }
 }
 
@@ -253,6 +269,26 @@ void spectrum_values(const int64_t *table, int64_t columns, int64_t values, cons
         if (own[i] < 0) std::memset(out, 0, size);
         else std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + own[i] * size, size);
     }
+}
+
+// Cuts a sequence of molecules into micro-batches as packing.cut does. limits: of molecules, atoms and edges. starts
+// has room for count + 1. How many starts there are.
+int64_t cut(const int32_t *atoms, int64_t count, int64_t neighbours, int64_t most, int64_t most_atoms,
+            int64_t most_edges, int64_t *starts) {
+    int64_t cuts = 0, molecules = 0, sum = 0, edges = 0;
+    starts[cuts++] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t n = atoms[i], own = n * (n < neighbours ? n : neighbours);
+        if (molecules && (molecules == most || sum + n > most_atoms || edges + own > most_edges)) {
+            starts[cuts++] = i;
+            molecules = sum = edges = 0;
+        }
+        ++molecules;
+        sum += n;
+        edges += own;
+    }
+    if (count) starts[cuts++] = count;
+    return cuts;
 }
 
 }  // extern "C"

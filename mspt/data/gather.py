@@ -19,6 +19,7 @@ from mspt.data import block as blocks
 from mspt.data.batch import Keys, Lines, MoleculeBatch
 
 log = logging.getLogger("mspt")
+KEY_BYTES = 32  # room for a key; longer ones cost a second look
 NAN = int(np.float64(np.nan).view(np.int64))
 
 
@@ -55,12 +56,13 @@ def _rules():
 # The functions of gather.cpp, and how many pointers or numbers each takes.
 FUNCTIONS = {
     "find_columns": 6,
+    "conformers": 14,
     "ragged_offsets": 8,
     "ragged_values": 9,
-    "ragged_numbers": 8,
     "words": 8,
     "spectrum_rows": 10,
     "spectrum_values": 8,
+    "cut": 7,
 }
 
 
@@ -95,6 +97,9 @@ class Held:
                 for kinds, width, like, together in rules.values()
             ]
         )
+        every = [self.at[name] for name in ("ptr", "numbers", "positions", "keys_ptr", "keys", "words")]
+        self.places = np.array(every)
+        self.every = self.places.ctypes.data
         self.library = library()
         self.buffers, self.held, self.free = [], {}, []
         self.table = np.zeros((0, len(rules), 3), np.int64)
@@ -128,16 +133,16 @@ class Held:
         self.held.pop(slot, None)
         self.free.append(slot)
 
-    def batch(self, slots, rows):
+    def batch(self, slots, rows, atoms):
         """The records at rows [m] of the blocks at slots [m] (int32), in this order, as a MoleculeBatch.
 
-        Raises DamagedBlock where a block is not consistent.
+        atoms: how many they have together. Raises DamagedBlock where a block is not consistent.
         """
         if len(slots) == 0:
             return MoleculeBatch.empty()
         if self.library is None:
             return self._by_numpy(slots, rows)
-        return _Gathering(self, slots, rows).batch() or self._by_numpy(slots, rows)
+        return _Gathering(self, slots, rows).batch(atoms) or self._by_numpy(slots, rows)
 
     def _by_numpy(self, slots, rows):
         used, inverse = np.unique(slots, return_inverse=True)
@@ -175,22 +180,26 @@ class _Gathering:
         self.table = (held.table.ctypes.data, held.table.shape[1])
         self.which = (slots.ctypes.data, rows.ctypes.data, self.m)
 
-    def batch(self):
+    def batch(self, n):
         """The MoleculeBatch, or None where blocks differ in what they hold: numpy joins them."""
         forced = self.held.table[self.slots, self.at["forces"], 0] != 0 if self.held.forces else np.zeros(1, bool)
         if forced.any() and not forced.all():
             return None
-        ptr, n = self.offsets("ptr", "numbers")
-        numbers = torch.empty(n, dtype=torch.int64)
-        self.library.ragged_numbers(*self.table, self.at["ptr"], self.at["numbers"], *self.which, numbers.data_ptr())
-        positions = self.values("ptr", "positions", torch.empty(n, 3))
-        keys_ptr, total = self.offsets("keys_ptr", "keys")
-        keys = self.values("keys_ptr", "keys", torch.empty(total, dtype=torch.uint8))
+        m, room = self.m, KEY_BYTES * self.m
+        ptr, keys_ptr = torch.empty(m + 1, dtype=torch.int64), torch.empty(m + 1, dtype=torch.int64)
+        numbers, positions = torch.empty(n, dtype=torch.int64), torch.empty(n, 3)
+        words, keys = torch.empty(m, dtype=torch.int64), torch.empty(room, dtype=torch.uint8)
+        out = (ptr.data_ptr(), numbers.data_ptr(), positions.data_ptr(), words.data_ptr(), keys_ptr.data_ptr())
+        places = (*self.table, self.held.every, *self.which, n, *out, keys.data_ptr(), room)
+        total = self.checked(self.library.conformers(*places))
+        if total > room:
+            keys = self.values("keys_ptr", "keys", torch.empty(total, dtype=torch.uint8))
         spectra, present, lines = {}, {}, {}
+        nowhere = torch.zeros(m, dtype=torch.bool)
         for name, grid in GRIDS.items():
             at = f"spectra/{name}/"
             if not self.there[self.at[f"{at}kind"]]:
-                present[name] = torch.zeros(self.m, dtype=torch.bool)
+                present[name] = nowhere
                 continue
             kinds, own, count = self.spectrum_rows(at)
             present[name] = kinds != blocks.MISSING
@@ -205,14 +214,14 @@ class _Gathering:
                 lines[name] = Lines(*parts, lines_ptr)
         return MoleculeBatch(
             keys=Keys(keys.numpy(), keys_ptr.numpy()),
-            records=self.words("words", torch.int64, 0),
+            records=words,
             numbers=numbers,
             positions=positions,
             ptr=ptr,
             spectra=spectra,
             present=present,
             lines=lines,
-            targets={name: self.words(f"targets/{name}", torch.float64, NAN) for name in self.held.targets},
+            targets={name: self.target(f"targets/{name}") for name in self.held.targets},
             forces=self.values("ptr", "forces", torch.empty(n, 3)) if forced.all() else None,
         )
 
@@ -232,9 +241,9 @@ class _Gathering:
         self.library.ragged_values(*self.table, self.at[ptr], self.at[values], *self.which, size, out.data_ptr())
         return out
 
-    def words(self, name, dtype, missing):
-        out = torch.empty(self.m, dtype=dtype)
-        self.checked(self.library.words(*self.table, self.at[name], *self.which, missing, out.data_ptr()))
+    def target(self, name):
+        out = torch.empty(self.m, dtype=torch.float64)
+        self.checked(self.library.words(*self.table, self.at[name], *self.which, NAN, out.data_ptr()))
         return out
 
     def spectrum_rows(self, at):

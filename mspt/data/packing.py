@@ -3,11 +3,13 @@
 import numpy as np
 from pydantic import Field
 
+from mspt.data.gather import library
 from mspt.errors import UserError
 from mspt.settings import Settings
 
 # The published limit of neighbours, for the bound on edges.
 NEIGHBOURS = 32
+NO_LIMIT = np.iinfo(np.int64).max
 
 
 class Budget(Settings):
@@ -39,6 +41,11 @@ def cut(atoms, budget):
     atoms [k] -> starts [b + 1] of the micro-batches, the last one being k. A molecule that is over the budget by
     itself, which check refuses, would be a micro-batch of its own.
     """
+    if library() is not None:
+        atoms = np.ascontiguousarray(atoms, np.int32)
+        starts = np.empty(len(atoms) + 1, np.int64)
+        limits = (NEIGHBOURS, budget.molecules, budget.atoms, budget.edges or NO_LIMIT)
+        return starts[: library().cut(atoms.ctypes.data, len(atoms), *limits, starts.ctypes.data)].copy()
     sums = [np.concatenate([[0], np.cumsum(atoms, dtype=np.int64)])]
     limits = [budget.atoms]
     if budget.edges is not None:

@@ -79,13 +79,13 @@ class Lane:
     def __init__(self, shardsets, settings, epoch_order, lane):
         self.shardsets, self.settings, self.epoch = shardsets, settings, epoch_order.epoch
         self.order = epoch_order.lane(lane, settings.lanes, settings.window)
-        sets = self.order.sets[self.order.pieces]
-        atoms = np.empty(len(sets), np.int32)
+        pieces, rows = self.order.pieces, self.order.rows
+        self.atoms = np.empty(len(pieces), np.int32)
         for number, shardset in enumerate(shardsets):
-            own = sets == number if len(shardsets) > 1 else slice(None)
-            blocks, rows = self.order.blocks[self.order.pieces[own]], self.order.rows[own]
-            atoms[own] = shardset.atoms[shardset.first[blocks] + rows]
-        self.starts = packing.cut(atoms, settings.budget)
+            own = self.order.sets[pieces] == number if len(shardsets) > 1 else slice(None)
+            first = shardset.first[self.order.blocks[pieces[own]]]
+            self.atoms[own] = shardset.atoms[first + rows[own]]
+        self.starts = packing.cut(self.atoms, settings.budget)
 
     def __len__(self):
         """The number of its micro-batches."""
@@ -94,24 +94,27 @@ class Lane:
     def batches(self, start, stop):
         """Yield micro-batches start to stop; empty ones past the lane's end. Each block is read once."""
         held, where = Held(), np.full(len(self.order.blocks), -1, np.int32)
-        begin = self.starts[min(start, len(self))]
-        uses = self.order.pieces[begin : self.starts[min(stop, len(self))]]
+        self.lost = False
+        begin, end = self.starts[[min(start, len(self)), min(stop, len(self))]]
+        uses, first, last = self.order.pieces[begin:end], np.full(len(where), end), np.full(len(where), -1)
+        # Of several values that numpy is given for one place, the last one stays.
+        last[uses] = np.arange(begin, end)
+        first[uses[::-1]] = np.arange(end, begin, -1) - 1
         # The pieces in the order in which they are first needed, and in that in which they are done with.
-        needed, first = np.unique(uses, return_index=True)
-        last = begin + len(uses) - 1 - np.unique(uses[::-1], return_index=True)[1]
-        opening, closing = needed[np.argsort(first)].tolist(), needed[np.argsort(last)].tolist()
-        first, last = (begin + np.sort(first)).tolist(), np.sort(last).tolist()
+        opening, closing = np.argsort(first).tolist(), np.argsort(last).tolist()
+        first, last = np.sort(first).tolist(), np.sort(last).tolist()
+        count = len(where)
         opened = closed = 0
         for step in range(start, stop):
             if step >= len(self):
                 yield MoleculeBatch.empty()
                 continue
-            low, high = self.starts[step : step + 2]
-            while opened < len(opening) and first[opened] < high:
+            low, high = self.starts[step], self.starts[step + 1]
+            while opened < count and first[opened] < high:
                 where[opening[opened]] = self._read(held, opening[opened])
                 opened += 1
-            yield self._batch(held, where, self.order.pieces[low:high], self.order.rows[low:high])
-            while closed < len(closing) and last[closed] < high:
+            yield self._batch(held, where, slice(low, high))
+            while closed < count and last[closed] < high:
                 if where[closing[closed]] >= 0:
                     held.drop(int(where[closing[closed]]))
                 closed += 1
@@ -128,24 +131,24 @@ class Lane:
             if self.settings.on_bad_block == "error":
                 raise
             log.warning("mspt: left out, as data.on_bad_block says: %s", error)
+            self.lost = True
             return -1
         return slot
 
-    def _batch(self, held, where, pieces, rows):
-        """The records at rows of pieces that could be read."""
-        slots = where[pieces]
-        whole = slots >= 0
-        missing = len(slots) - int(whole.sum())
-        if missing:
-            slots, rows, pieces = slots[whole], rows[whole], pieces[whole]
-        batch = held.batch(slots, rows)
-        if len(self.shardsets) == 1 and not missing:
-            return batch
-        records = batch.records
+    def _batch(self, held, where, own):
+        """A stretch of the lane's records, without those whose blocks could not be read."""
+        pieces, rows, atoms = self.order.pieces[own], self.order.rows[own], self.atoms[own]
+        slots, missing = where[pieces], 0
+        if self.lost:
+            whole = slots >= 0
+            missing = len(slots) - int(whole.sum())
+            pieces, rows, atoms, slots = pieces[whole], rows[whole], atoms[whole], slots[whole]
+        batch = held.batch(slots, rows, int(atoms.sum()))
         if len(self.shardsets) > 1:
             # An epoch may pass over a small set several times: a record gets other noise each time.
-            records = keyed.mix(records, torch.from_numpy(self.order.passes[pieces]))
-        return replace(batch, records=records, missing=missing)
+            records = keyed.mix(batch.records, torch.from_numpy(self.order.passes[pieces]))
+            batch = replace(batch, records=records)
+        return replace(batch, missing=missing) if missing else batch
 
 
 class Stream:
@@ -186,15 +189,11 @@ class Stream:
     def batches(self, epoch, start, stop):
         """Yield, for each of the steps start to stop, the list of this rank's micro-batches, one a lane."""
         pipeline = webdataset.DataPipeline(partial(_serve, self._plan(epoch), start, stop))
-        loader = DataLoader(
-            pipeline,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            # Of its own, so that how often a run was resumed does not show in torch's global random state.
-            generator=torch.Generator(),
-        )
-        served = iter(loader)
+        if self.workers:
+            # A generator of its own, so that how often a run was resumed does not show in torch's global random state.
+            options = {"num_workers": self.workers, "prefetch_factor": 4, "generator": torch.Generator()}
+            pipeline = DataLoader(pipeline, batch_size=None, **options)
+        served = iter(pipeline)
         for _ in range(start, stop):
             yield [_unwrap(next(served)) for _ in self.lanes]
 
@@ -240,4 +239,5 @@ def sequential(shardset, budget, targets=(), forces=False):
                 with shardset.checking(b):
                     held.put(slots[b], shardset.read(b, buffer))
         which = np.array([slots[b] for b in block.tolist()], np.int32)
-        yield held.batch(which, (number - shardset.first[block]).astype(np.int32))
+        atoms = int(shardset.atoms[begin:end].sum())
+        yield held.batch(which, (number - shardset.first[block]).astype(np.int32), atoms)

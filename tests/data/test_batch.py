@@ -99,9 +99,8 @@ def gathered(parts, chosen, **options):
             buffer[: len(data)] = data
             held.put(slot, buffer[: len(data)])
             slots.append(slot)
-        batches.append(
-            held.batch(np.array([slots[p] for p, _ in chosen], np.int32), np.array([r for _, r in chosen], np.int32))
-        )
+        which, rows = np.array([(slots[part], row) for part, row in chosen], np.int32).T.copy()
+        batches.append(held.batch(which, rows, sum(len(parts[part][row].numbers) for part, row in chosen)))
     return batches
 
 
@@ -141,15 +140,14 @@ def test_a_block_whose_ptr_leaves_its_values_is_damaged():
     for value in (-1, 100):
         arrays = load(blocks.encode(plain([2, 3])))
         arrays["ptr"][1] = value
-        data = np.frombuffer(
-            save(arrays, metadata={"mspt": json.dumps({"provenance": [{"source": "", "methods": {}}]})}), np.uint8
-        )
+        metadata = {"mspt": json.dumps({"provenance": [{"source": "", "methods": {}}]})}
+        data = np.frombuffer(save(arrays, metadata=metadata), np.uint8)
         held = Held()
         slot, buffer = held.slot(len(data))
         buffer[: len(data)] = data
         held.put(slot, buffer[: len(data)])
         with pytest.raises(blocks.DamagedBlock):
-            held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32))
+            held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32), 5)
 
 
 def test_broadened_holds_every_spectrum_as_values():
