@@ -1,4 +1,4 @@
-"""The command line: mspt pretrain | checkpoint | doctor.
+"""The command line: mspt pretrain | embed | checkpoint | doctor.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 1 anything else.
 """
@@ -19,6 +19,14 @@ def pretrain(options):
 
     loaded = config.load(options.config, options.overrides)
     trainer.pretrain(loaded, config.dump(loaded))
+
+
+def embed(options):
+    """Write the embeddings of a set's molecules by an exported encoder."""
+    from mspt.downstream import embed
+
+    count = embed.embed(options.encoder, options.data, options.out, options.pool, options.atoms, options.budget_atoms)
+    print(f"wrote {count} embeddings to {options.out}")
 
 
 def export(options):
@@ -55,6 +63,16 @@ def build_parser():
     command.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=50 run.dir=runs/try")
     command.set_defaults(run_command=pretrain)
+    embedding = commands.add_parser("embed", help=embed.__doc__)
+    embedding.add_argument("--encoder", required=True, help="a folder of model.safetensors and config.json")
+    embedding.add_argument("--data", required=True, help="a shard set or its Zarr twin")
+    embedding.add_argument("--out", required=True, help="the Zarr store to write")
+    embedding.add_argument("--pool", choices=["sum", "mean"], default="sum", help="over atoms (default: %(default)s)")
+    embedding.add_argument("--atoms", action="store_true", help="write every atom's scalars too")
+    embedding.add_argument(
+        "--budget-atoms", type=int, default=8192, help="atoms that are embedded together (default: %(default)s)"
+    )
+    embedding.set_defaults(run_command=embed)
     checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
     actions = checkpoint.add_subparsers(dest="action", required=True)
     action = actions.add_parser("export", help=export.__doc__)
@@ -67,7 +85,7 @@ def build_parser():
     other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, action, other, check):
+    for each in (command, embedding, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

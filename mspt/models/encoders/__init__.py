@@ -5,10 +5,14 @@ knows nothing of spectra, objectives or training. A new one is a file with a set
 in ENCODERS.
 """
 
+import json
 import operator
 from functools import reduce
+from pathlib import Path
 from typing import Annotated
 
+import safetensors
+import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
@@ -43,3 +47,24 @@ def parse(tree):
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"encoder settings: {key or 'name'}: {first['msg']} (got {first['input']!r})") from error
+
+
+def load(folder):
+    """An exported encoder, with its weights, on the CPU. folder: holds model.safetensors and config.json.
+
+    Raises UserError where one of them is not there or cannot be read, or where they are of different encoders.
+    """
+    config, model = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+    for file in (config, model):
+        if not file.exists():
+            raise UserError(f"{file}: is not there; write an encoder's folder with mspt checkpoint export RUN OUT")
+    try:
+        encoder = build(parse(json.loads(config.read_text())))
+    except (UserError, ValueError) as error:
+        raise UserError(f"{config}: {error}; export the encoder again") from error
+    try:
+        encoder.load_state_dict(safetensors.torch.load_file(model))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{model}: does not fit config.json ({reason}); export the encoder again") from error
+    return encoder
