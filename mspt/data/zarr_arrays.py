@@ -1,7 +1,7 @@
 """Arrays of a Zarr v3 store: written a whole shard at a time, read with every gap and every damaged byte noticed.
 
 A chunk holds as many rows as fit into 256 KiB, uncompressed, with a CRC32C of its own: each chunk costs zarr a third
-of a millisecond however small it is, Zstandard saves 7 % of spectra and makes random rows half as fast again.
+of a millisecond however small it is; Zstandard saves 7 % of spectra, and random rows take half as long again.
 """
 
 import math
