@@ -42,6 +42,7 @@ class _Array:
 
 
 def _array(data, dtype, shape, order):
+    """Bytes -> array; dtype: a _Dtype."""
     dtype = np.dtype(dtype.code).newbyteorder(dtype.order)
     if dtype.kind not in "biufcSU":
         raise ValueError(f"an array of {dtype}, neither numbers nor text")
@@ -115,8 +116,8 @@ def load(path, trusted=False):
         # torch.load unpacks these in ways that can write files.
         if not zipped and not trusted:
             raise UserError(f"{path}: in the format of torch before 1.6; if you trust the file, add --trust-pickle")
-        # torch.load would run an archive of TorchScript without asking the unpickler.
-        if zipped and torch._C.PyTorchFileReader(str(path)).has_record("constants.pkl"):
+        # torch.load would run an archive of TorchScript, which it tells by this member, without asking the unpickler.
+        if zipped and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
             raise UserError(f"{path}: holds a TorchScript program, not data; give the data set's own file")
         # Not weights_only: that takes an unpickler of its own, which takes twice as long and reads no arrays.
         module = SimpleNamespace(
