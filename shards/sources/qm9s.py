@@ -72,18 +72,12 @@ class QM9S(Source):
     @cached_property
     def molecules(self):
         """(key, field -> array or text) of every molecule, in the order of the file."""
-        molecules = pickles.load(self.file, self.trusted)
-        if not isinstance(molecules, list) or not all(
-            isinstance(fields, dict) and {"z", "pos"} <= fields.keys() for fields in molecules
-        ):
+        rows = pickles.load(self.file, self.trusted)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and {"z", "pos"} <= row.keys() for row in rows):
             raise UserError(f"{self.file}: no list of molecules with z and pos, so not the file of QM9S")
         names = ["z", "pos", "smile", *(field for field, _ in TARGETS.values())]
-        return [
-            (key, {name: array(fields[name]) for name in names if name in fields})
-            for key, fields in zip(
-                keys([fields.get("number") for fields in molecules], self.file), molecules, strict=True
-            )
-        ]
+        fields = [{name: array(row[name]) for name in names if name in row} for row in rows]
+        return list(zip(keys([row.get("number") for row in rows], self.file), fields, strict=True))
 
     def __getstate__(self):
         # A worker finds what it needs of the molecules in its chunks.
@@ -212,6 +206,8 @@ def _rows(table):
             try:
                 index = int(first)
             except ValueError:
-                raise UserError(f"{table}: the row at byte {start} begins with {first!r}, not an index") from None
+                raise UserError(
+                    f"{table}: the row at byte {start} begins with {first!r}, not an index; give the file as published"
+                ) from None
             yield index, start, end - start
             start = end + 1
