@@ -61,8 +61,9 @@ class Processed(Source):
         if not isinstance(loaded, tuple) or len(loaded) < 2 or not all(isinstance(part, dict) for part in loaded[:2]):
             raise UserError(f"{self.file}: no data and slices of torch-geometric, so not what MolSpectra prepares")
         data, slices = loaded[:2]
-        if not {"z", "pos"} <= data.keys() & slices.keys():
-            raise UserError(f"{self.file}: its molecules have no z and pos")
+        data = {name: value for name, value in data.items() if name in slices}
+        if not {"z", "pos"} <= data.keys():
+            raise UserError(f"{self.file}: its molecules have no z and pos, so it is not what MolSpectra prepares")
         return data, {name: np.asarray(ends) for name, ends in slices.items()}
 
     def __getstate__(self):
