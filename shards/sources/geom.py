@@ -66,13 +66,13 @@ class GEOM(Source):
             yield chunk
 
     def _places(self):
-        """Yield (file, first byte, bytes) of every molecule; a pickle is one molecule."""
+        """Yield (file, first byte, bytes) of every molecule; a pickle is one, and the bytes do not matter."""
         for file in self.inputs:
             if file.suffix == ".msgpack":
                 for start, length in _messages(file):
                     yield file, start, length
             else:
-                yield file, 0, file.stat().st_size
+                yield file, 0, 0
 
     def _molecule(self, file, start, length):
         """SMILES and the dict of a molecule. Raises UserError where they cannot be read or hold no conformers."""
@@ -109,6 +109,8 @@ class GEOM(Source):
 def _files(path):
     """The files to read, in the order of their names."""
     if path.is_file():
+        if path.suffix not in (".msgpack", ".pickle"):
+            raise UserError(f"{path}: neither .msgpack nor .pickle; unpack an archive first")
         return [path]
     batches = sorted(file for file in path.rglob("*.msgpack") if not file.name.endswith("_featurized.msgpack"))
     single = sorted(path.rglob("*.pickle"))
@@ -135,8 +137,10 @@ def _messages(file):
                     unpacker.skip()
                     unpacker.skip()
                     yield start, unpacker.tell() - start
-        except (msgpack.OutOfData, ValueError) as error:
-            raise UserError(f"{file}: no whole file of GEOM ({error} at byte {unpacker.tell()})") from error
+        except (msgpack.UnpackException, ValueError) as error:
+            raise UserError(
+                f"{file}: byte {unpacker.tell()}: {error}; is the file of GEOM, and is it whole?"
+            ) from error
 
 
 def _record(key, smiles, molecule, conformer):
