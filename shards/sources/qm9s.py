@@ -158,14 +158,14 @@ def half(values):
 
 
 def keys(numbers, file):
-    """A key for each molecule from its number in QM9: qm9s-000007 is the molecule of qm9-000007.
+    """A key for each molecule from its number in QM9, the key that it has there: a split holds it out of both sets.
 
     Where numbers are missing or not unique, from its place in the file, and a line says so.
     """
     try:
         numbers = [int(number) for number in numbers]
         if len(set(numbers)) == len(numbers):
-            return [f"qm9s-{number:06d}" for number in numbers]
+            return [f"qm9-{number:06d}" for number in numbers]
     except (TypeError, ValueError):
         pass
     print(f"{file}: not every molecule has a QM9 number of its own, so the keys are places in the file", flush=True)
