@@ -23,22 +23,23 @@ NOISE = 0.05
 def to_grid(name, x, y, unit):
     """Values float32 [length] on the grid of the spectrum name, from abscissae x [n] in unit and values y [n].
 
-    x rises or falls, evenly or not. The values y are taken as they are at their point, without the Jacobian of a
-    change of unit: absorbance, molar absorptivity and Raman intensity are quantities of a point, not densities over
-    the abscissa. Points of the grid outside the range of x are 0.
+    x may rise, fall or lie in no order, evenly or not; values at one abscissa are averaged. The values are taken as
+    they are at their point, without the Jacobian of a change of unit: absorbance, molar absorptivity and Raman
+    intensity belong to a point and are no densities over the abscissa. Points of the grid outside the range of x are 0.
 
     Raises ValueError, with the reason, where x or y cannot be such a spectrum or covers too little of the grid.
     """
     x, y, grid = np.asarray(x, np.float64), np.asarray(y, np.float64), GRIDS[name]
-    if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
-        raise ValueError(f"{y.shape} values for {x.shape} abscissae; a spectrum is two lists of one length, 2 or more")
+    if x.ndim != 1 or x.shape != y.shape or len(x) == 0:
+        raise ValueError(f"{y.shape} values for {x.shape} abscissae; a spectrum is two lists of one length")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("not finite")
     x = convert(name, x, unit)
     if x[0] > x[-1]:
         x, y = x[::-1], y[::-1]
-    if not (np.diff(x) > 0).all():
-        raise ValueError("the abscissae neither rise nor fall throughout")
+    if not (np.diff(x) > 0).all():  # read off a printed curve, like NIST's UV-Vis
+        x, point = np.unique(x, return_inverse=True)
+        y = np.bincount(point, y) / np.bincount(point)
     points = grid.points(dtype=torch.float64).numpy()
     covered = (points + grid.step / 2 > x[0]) & (points - grid.step / 2 < x[-1])
     if covered.mean() < LEAST_SHARE[name]:

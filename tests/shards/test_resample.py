@@ -120,9 +120,9 @@ X = np.arange(400.0, 4001)
     ("name", "x", "y", "unit", "reason"),
     [
         ("ir", X, X[1:], "cm^-1", r"\(3600,\) values for \(3601,\) abscissae"),
-        ("ir", [1000.0], [1.0], "cm^-1", "2 or more"),
+        ("ir", [], [], "cm^-1", "two lists of one length"),
+        ("ir", [1000.0, 1000.0], [1.0, 1.0], "cm^-1", "cover 0%"),
         ("ir", X, np.where(X == 900, np.nan, 1), "cm^-1", "not finite"),
-        ("ir", np.where(X == 900, 899, X), X, "cm^-1", "neither rise nor fall"),
         ("ir", X[:2000], X[:2000], "cm^-1", "400 to 2399 cm\\^-1 cover 54% of the grid, less than 75%"),
         ("uv_vis", X, X, "parsec", "abscissae in parsec; known: cm\\^-1, µm, nm, eV"),
         ("raman", X, X, "nm", "wavelength of the laser"),
@@ -134,6 +134,15 @@ X = np.arange(400.0, 4001)
 def test_what_is_no_spectrum_is_refused_with_the_reason(name, x, y, unit, reason):
     with pytest.raises(ValueError, match=reason):
         to_grid(name, np.asarray(x), np.asarray(y), unit)
+
+
+def test_points_in_no_order_and_points_that_are_there_twice():
+    """As of a curve that was read off paper: the mean of the values at one abscissa."""
+    order = np.random.default_rng(0).permutation(len(X))
+    wanted = to_grid("ir", X, X, "cm^-1")
+    np.testing.assert_array_equal(to_grid("ir", X[order], X[order], "cm^-1"), wanted)
+    twice = to_grid("ir", np.repeat(X, 2), np.repeat(X, 2) + np.tile([-7.0, 7.0], len(X)), "cm^-1")
+    np.testing.assert_array_equal(twice, wanted)
 
 
 def test_noise_below_zero_becomes_zero():
