@@ -1,7 +1,6 @@
 """JCAMP-DX: what goes into a file of any layout comes out on the grid; what is no spectrum is listed with a reason."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,31 +11,20 @@ pytest.importorskip("jcamp")
 
 from rdkit import Chem
 
-from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, Grid, broaden
-from mspt.data.shardset import ShardSet
+from mspt.chemistry.spectra import GRIDS, Grid
 from mspt.errors import UserError
 from shards.sources import jcamp_dx
+from tests.shards import curves
+from tests.shards.curves import curve
 from tests.shards.reading import read
 
-BUNDLED = Path(jcamp_dx.__file__).parent.parent / "bundled" / "qm9-spectra" / "heldout"
 KINDS = {"ir": "INFRARED SPECTRUM", "raman": "RAMAN SPECTRUM", "uv_vis": "UV/VIS SPECTRUM"}
 EV_CM = 8065.543937
 
 
 @pytest.fixture(scope="module")
 def molecules():
-    return list(ShardSet.open(BUNDLED).records(range(12)))
-
-
-def curve(record, name, grid, height=1.5):
-    """A computed spectrum of a record on a grid, its maximum on the spectrum's own grid set to height."""
-
-    def on(grid):
-        lines = record.spectra[name]
-        positions, strengths = (torch.from_numpy(a).double() for a in (lines.positions, lines.strengths))
-        return broaden(positions, strengths, torch.tensor([0, len(positions)]), grid, LINE_SHAPES[name])[0].numpy()
-
-    return on(grid) * height / on(GRIDS[name]).max()
+    return curves.molecules(12)
 
 
 # 450 to 4000 cm^-1, one point each 0.9643013 as an FT-IR instrument gives it.
@@ -122,7 +110,7 @@ def test_ordinates_and_forms(molecules, tmp_path, form, yunits):
     """A real spectrum, descending as instruments write it, with flat stretches that DIFDUP counts beyond 9."""
     record = molecules[0]
     x, y = sampled(record, "ir")
-    wanted = curve(record, "ir", GRIDS["ir"])
+    wanted = curve(record, "ir", GRIDS["ir"], 1.5)
     y[y < 0.01] = 0  # flat, so that duplicates are many
     written, factor = {
         "ABSORBANCE": (y, 1e-4),
@@ -157,7 +145,7 @@ def test_ultraviolet_in_nanometres(molecules, tmp_path):
     record = molecules[2]
     grid = GRIDS["uv_vis"]
     x, at = np.arange(150, 800.5, 0.5), grid.points(dtype=torch.float64).numpy()
-    whole = curve(record, "uv_vis", grid)
+    whole = curve(record, "uv_vis", grid, 1.5)
     text = block("uv_vis", x, np.interp(1e7 / x / EV_CM, at, whole), xunits="Wavelength (nm)", SMILES=record.smiles)
     found = only(tmp_path, text).spectra["uv_vis"]
     measured = (at >= 1e7 / 800 / EV_CM) & (at <= 1e7 / 150 / EV_CM)
