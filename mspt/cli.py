@@ -28,12 +28,11 @@ def info(options):
     from mspt.data import look
     from mspt.data.shardset import ShardSet
 
-    found = {folder.name: look.describe(ShardSet.open(folder), options.blocks) for folder in look.sets(options.folder)}
+    found = [look.describe(ShardSet.open(folder), options.blocks) for folder in look.sets(options.folder)]
     if options.json:
-        # One set is itself; several are named by their folders.
-        print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print("\n\n".join(map(look.info, found.values())))
+        print("\n\n".join(map(look.info, found)))
 
 
 def show(options):
@@ -50,7 +49,7 @@ def plot(options):
     from mspt.data import look, plot
 
     if options.out.suffix != ".png":
-        raise UserError(f"--out is {options.out}; the picture is a PNG, name it .png")
+        raise UserError(f"--out is {options.out}; the picture is a PNG: give a name that ends with .png")
     shardset = look.open_one(options.folder)
     if options.record is None:
         figure = plot.overview(shardset)
@@ -104,23 +103,26 @@ def build_parser():
     command.set_defaults(run_command=pretrain)
     data = commands.add_parser("data", help="look at a shard set")
     looks = data.add_subparsers(dest="action", required=True)
-    one = looks.add_parser("info", help=info.__doc__)
-    one.add_argument("--blocks", type=int, default=16, help="how many to read, evenly spread (default: %(default)s)")
-    one.add_argument("--json", action="store_true", help="the same as JSON")
-    one.set_defaults(run_command=info)
+    one_or_more = "a shard set, or a folder of them"
+    record = "a key, or a number from 0; a key is looked for by reading the set, about a second a gigabyte"
+    about = looks.add_parser("info", help=info.__doc__)
+    about.add_argument("folder", metavar="DIR", help=one_or_more)
+    about.add_argument("--blocks", type=int, default=16, help="how many to read, evenly spread (default: %(default)s)")
+    about.add_argument("--json", action="store_true", help="the same as JSON, a list of one or more sets")
+    about.set_defaults(run_command=info)
     single = looks.add_parser("show", help=show.__doc__)
+    single.add_argument("folder", metavar="DIR", help="a shard set")
+    single.add_argument("record", metavar="KEY|NUMBER", help=record)
     single.add_argument("--xyz", action="store_true", help="only its atoms, in the XYZ format")
     single.set_defaults(run_command=show)
     picture = looks.add_parser("plot", help=plot.__doc__)
-    picture.add_argument("--out", required=True, type=Path, metavar="FILE.png")
+    picture.add_argument("folder", metavar="DIR", help="a shard set")
+    picture.add_argument("record", nargs="?", metavar="KEY|NUMBER", help=record)
+    picture.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture to write")
     picture.set_defaults(run_command=plot)
     whole = looks.add_parser("verify", help=verify.__doc__)
+    whole.add_argument("folder", metavar="DIR", help=one_or_more)
     whole.set_defaults(run_command=verify)
-    for each in (one, single, picture, whole):
-        each.add_argument("folder", metavar="DIR", help="a shard set; info and verify also take a folder of several")
-    searched = "a key, or a number from 0; a key is looked for by reading the set, about a second a gigabyte"
-    single.add_argument("record", metavar="KEY|NUMBER", help=searched)
-    picture.add_argument("record", nargs="?", metavar="KEY|NUMBER", help=searched)
     checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
     actions = checkpoint.add_subparsers(dest="action", required=True)
     action = actions.add_parser("export", help=export.__doc__)
@@ -133,7 +135,7 @@ def build_parser():
     other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, one, single, picture, whole, action, other, check):
+    for each in (command, about, single, picture, whole, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

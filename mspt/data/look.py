@@ -148,7 +148,7 @@ class _Spectrum:
             "range": self.values.range(),
             "line_positions": self.positions.range(),
             "line_strengths": self.strengths.range(),
-            "mean_bands": bands(self.total / count, grid, 5),
+            "mean_bands": [list(band) for band in bands(self.total / count, grid, 5)],
         }
 
 
