@@ -25,14 +25,14 @@ def pretrain(options):
 
 def info(options):
     """Say what is in a shard set: sizes, elements, spectra, targets, where it comes from."""
-    from mspt.data import look
+    from mspt.data import describe, look
     from mspt.data.shardset import ShardSet
 
-    found = [look.describe(ShardSet.open(folder), options.blocks) for folder in look.sets(options.folder)]
+    found = [describe.describe(ShardSet.open(folder), options.blocks) for folder in look.sets(options.folder)]
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print("\n\n".join(map(look.info, found)))
+        print("\n\n".join(map(describe.info, found)))
 
 
 def show(options):

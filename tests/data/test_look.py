@@ -13,6 +13,7 @@ import safetensors.numpy
 from mspt.chemistry.elements import SYMBOLS
 from mspt.chemistry.spectra import GRIDS, LINE_SHAPES
 from mspt.data import look
+from mspt.data.describe import describe, info
 from mspt.data.schema import Lines
 from mspt.data.shardset import ShardSet
 from mspt.errors import UserError
@@ -48,7 +49,7 @@ def lorentzian(spectrum, grid, width):
 
 
 def test_everything_is_read_where_the_blocks_are_few(bundled, records):
-    said = look.describe(bundled)
+    said = describe(bundled)
     assert said["sample"] == {"blocks": 7, "records": 223}
     atoms = [len(r.numbers) for r in records]
     assert (said["records"], said["atoms"]) == (len(records), sum(atoms))
@@ -75,7 +76,7 @@ def test_everything_is_read_where_the_blocks_are_few(bundled, records):
 
 
 def test_spectra_of_lines(bundled, records):
-    said = look.describe(bundled)["spectra"]
+    said = describe(bundled)["spectra"]
     assert said.keys() == set(GRIDS)
     for name, spectrum in said.items():
         lines = [r.spectra[name] for r in records]
@@ -93,22 +94,22 @@ def test_spectra_of_lines(bundled, records):
 
 
 def test_a_sample_is_evenly_spread_and_says_so(bundled, records):
-    said = look.describe(bundled, 3)
+    said = describe(bundled, 3)
     assert look.sample(bundled, 3).tolist() == [0, 3, 6]
     chosen = [r for i, r in enumerate(records) if i // 32 in (0, 3, 6)]
     assert said["sample"] == {"blocks": 3, "records": len(chosen)}
     assert said["targets"]["gap"]["read"]["mean"] == pytest.approx(np.mean([r.targets["gap"] for r in chosen]))
     assert said["records"] == 223
-    text = look.info(said)
+    text = info(said)
     assert f"3 of 7 blocks, evenly spread: {len(chosen)} of 223 records" in text
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     with pytest.raises(UserError, match="--blocks is 0; give 1 or more"):
-        look.describe(bundled, 0)
+        describe(bundled, 0)
 
 
 def test_what_only_some_records_have(everything):
     shardset, records = everything
-    said = look.describe(shardset)
+    said = describe(shardset)
     assert said["has"] == {"smiles": 6, "bonds": 5, "forces": 2, "charge": 1}
     counts = {name: (s["records"], s["read"]["values"], s["read"]["lines"]) for name, s in said["spectra"].items()}
     assert counts == {"uv_vis": (1, 0, 1), "ir": (3, 2, 1), "raman": (5, 0, 5)}
@@ -117,21 +118,21 @@ def test_what_only_some_records_have(everything):
     energies = [records[0].targets["energy"], records[2].targets["energy"]]
     expected = {"mean": np.mean(energies), "std": np.std(energies), "min": min(energies), "max": max(energies)}
     assert said["targets"]["energy"]["read"] == pytest.approx({"records": 2, **expected})
-    text = look.info(said)
+    text = info(said)
     assert re.search(r"with forces +2\n +charged +1\n", text)
     assert "ir: 3 records (50.0%)" in text and "read: 2 as values, 1 as lines" in text
-    assert "energy (unit not stated)" in text
+    assert "\ntargets (of the records read)\n" in text and "energy (unit not stated)" in text
 
 
 def test_units_are_those_that_the_build_named():
-    said = look.describe(ShardSet.open(BUNDLED.parent / "qm9-geometries" / "heldout"), 1)
+    said = describe(ShardSet.open(BUNDLED.parent / "qm9-geometries" / "heldout"), 1)
     assert {name: said["targets"][name]["unit"] for name in ("alpha", "gap")} == {"alpha": "a0^3", "gap": "eV"}
-    assert "alpha (a0^3)" in look.info(said)
+    assert "alpha (a0^3)" in info(said)
 
 
 def test_a_set_without_spectra_and_targets(tmp_path):
     write_set(tmp_path / "set", plain([1, 1, 1]))
-    text = look.info(look.describe(ShardSet.open(tmp_path / "set")))
+    text = info(describe(ShardSet.open(tmp_path / "set")))
     assert "\nno spectra\n" in text and "\nno targets\n" in text
     assert re.search(r"sizes \(atoms\): min 1, median 1, mean 1.0, 95 % 1, max 1\n +1  3  █{40}\n", text)
 
@@ -222,7 +223,7 @@ def test_a_spectrum_that_shows_nothing(tmp_path):
     write_set(tmp_path / "set", [record(spectra={"uv_vis": nothing})])
     shardset = ShardSet.open(tmp_path / "set")
     assert "uv_vis: 0 lines, method not stated\n" in look.show(shardset, 0)
-    assert look.describe(shardset)["spectra"]["uv_vis"]["read"]["line_positions"] is None
+    assert describe(shardset)["spectra"]["uv_vis"]["read"]["line_positions"] is None
 
 
 def test_codes_of_bonds_are_those_that_sources_write():
@@ -260,7 +261,7 @@ def test_a_folder_of_sets_means_them_all_or_none(bundled):
 
 
 def test_verify_reads_everything(bundled, tmp_path):
-    size = look.describe(bundled)["bytes"]
+    size = describe(bundled)["bytes"]
     assert f"1 shards, 7 blocks, 223 records, {size:,} bytes" in look.verify(bundled.folder)
     told = []
     bundled.verify(told.append)
@@ -298,6 +299,6 @@ def test_a_damaged_block_is_named(everything, tmp_path):
     data = bytearray((copy.folder / "shard-00000.tar").read_bytes())
     data[int(copy.offset[1]) + 200] ^= 1
     (copy.folder / "shard-00000.tar").write_bytes(data)
-    for action in (look.describe, lambda s: look.find(s, "nothing"), lambda s: look.show(s, len(s) - 1)):
+    for action in (describe, lambda s: look.find(s, "nothing"), lambda s: look.show(s, len(s) - 1)):
         with pytest.raises(UserError, match=r"shard-00000\.tar: block 1 is damaged"):
             action(copy)
