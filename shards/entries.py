@@ -85,12 +85,12 @@ def _scan(blocks, size):
         buffer, entry, search, chunk = buffer[chunk:] + block, entry - chunk, search - chunk, 0
         view = memoryview(buffer)
         while (at := buffer.find(END, search)) >= 0 and (line := buffer.find(b"\n", at + len(END))) >= 0:
-            # The newline of this end may be the one that the next one begins with.
-            entry, search, count = line + 1, line, count + 1
+            entry = search = line + 1
+            count += 1
             if count == size:
                 yield view[chunk:entry]
                 chunk, count = entry, 0
-        search = at if at >= 0 else max(search, len(buffer) - len(END) + 1)
+        search = at if at >= 0 else max(entry, len(buffer) - len(END) + 1)
         if len(buffer) - entry > LONGEST:
             raise ValueError(f"an entry is longer than {LONGEST >> 20} MiB")
     if buffer[chunk:].strip():
