@@ -3,6 +3,7 @@
 A file is plain, packed (.gz), or an archive (.tar, .tar.gz, .tgz) whose .sdf members are read one after another.
 """
 
+import contextlib
 import gzip
 import re
 import tarfile
@@ -59,23 +60,15 @@ def molecule(text, key):
     """
     from rdkit import Chem, rdBase
 
+    supplier = Chem.SDMolSupplier()
     with rdBase.BlockLogs():
-        supplier = Chem.SDMolSupplier()
-        supplier.SetData(text, sanitize=False, removeHs=False)
-        try:
-            written = supplier[0]
-        except IndexError:
-            written = None
-        if written is None:
-            raise RejectedRecord(key, "entry", "RDKit cannot read it")
-        sanitised = Chem.Mol(written)
-        try:
-            Chem.SanitizeMol(sanitised)
-        except Chem.MolSanitizeException:
-            written.UpdatePropertyCache(strict=False)
-            return written
-        Chem.AssignStereochemistryFrom3D(sanitised)
-        return sanitised
+        for sanitize in (True, False):
+            supplier.SetData(text, sanitize=sanitize, removeHs=False)
+            with contextlib.suppress(IndexError):  # it finds no entry at all
+                if (found := supplier[0]) is not None:
+                    found.UpdatePropertyCache(strict=False)
+                    return found
+    raise RejectedRecord(key, "entry", "RDKit cannot read it")
 
 
 def _scan(blocks, size):

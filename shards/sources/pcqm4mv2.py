@@ -102,7 +102,7 @@ def _table(path):
     types = {"idx": pyarrow.int64(), "smiles": pyarrow.string(), "homolumogap": pyarrow.float64()}
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types))
     try:
-        table = csv.read_csv(path, convert_options=convert).combine_chunks()
+        table = csv.read_csv(path, convert_options=convert).combine_chunks()  # take is slow where there are many
     except (OSError, KeyError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path}: cannot be read as the table of PCQM4Mv2 ({error}); fetch it again") from error
     if not np.array_equal(table["idx"].to_numpy(), np.arange(table.num_rows)):

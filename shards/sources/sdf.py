@@ -1,5 +1,6 @@
 """Any SDF: one record an entry, in the geometry that it has; targets from its properties."""
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -27,16 +28,12 @@ def open(options):
     path, chosen = options.path, columns.parse(options.targets)
     if not path.is_file():
         raise UserError(f"{path}: is not a file; give an SDF")
-    names, read = {}, 0
-    for number, text in itertools.chain.from_iterable(
-        entries.texts(path, chunk) for chunk in itertools.islice(entries.chunks(path, FIRST), 1)
-    ):
-        try:
-            names |= properties(entries.molecule(text, number))
-            read += 1
-        except RejectedRecord:
-            continue
-    if not read:
+    names = {}
+    for chunk in itertools.islice(entries.chunks(path, FIRST), 1):
+        for number, text in entries.texts(path, chunk):
+            with contextlib.suppress(RejectedRecord):
+                names |= properties(entries.molecule(text, number))
+    if not names:
         raise UserError(f"{path}: RDKit can read none of its first {FIRST} entries; is it an SDF?")
     columns.check(path, chosen, names)
     if options.key and options.key not in names:

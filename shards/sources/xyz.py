@@ -9,6 +9,7 @@ import contextlib
 import io
 import itertools
 import sqlite3
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,13 @@ class _Structures(Source):
         self.inputs = [path]
         self.provenance = {"source": path.name, "units": columns.units(chosen)}
 
+    @abstractmethod
     def _rows(self, chunk):
         """Yield (number, raw row) of a chunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _parse(self, raw, key):
         """A raw row -> Atoms, name -> value. Raises RejectedRecord."""
-        raise NotImplementedError
 
     def names(self, chunk):
         """The columns that the rows of a chunk have."""

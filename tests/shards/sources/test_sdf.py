@@ -195,6 +195,11 @@ def test_files_that_are_none(some, write, tmp_path, monkeypatch):
     torn = tmp_path / "torn.sdf.gz"
     torn.write_bytes(gzip.compress(some.encode())[:-2000])
     refused(torn, "cannot be read to its end")
+    with tarfile.open(tmp_path / "torn.tar.gz", "w:gz") as file:
+        file.add(EGFR, "egfr.sdf")
+    torn = tmp_path / "torn.tar.gz"
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    refused(torn, "cannot be read to its end")
     with tarfile.open(tmp_path / "none.tar.gz", "w:gz") as file:
         file.addfile(tarfile.TarInfo("README"))
     refused(tmp_path / "none.tar.gz", "has no .sdf in it")
