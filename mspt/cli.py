@@ -1,13 +1,15 @@
-"""The command line: mspt pretrain | embed | checkpoint | doctor.
+"""The command line: mspt pretrain | data | embed | checkpoint | doctor.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 1 anything else.
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
 import traceback
+from pathlib import Path
 
 from mspt.errors import UserError
 
@@ -19,6 +21,50 @@ def pretrain(options):
 
     loaded = config.load(options.config, options.overrides)
     trainer.pretrain(loaded, config.dump(loaded))
+
+
+def info(options):
+    """Say what is in a shard set: sizes, elements, spectra, targets, where it comes from."""
+    from mspt.data import describe, look
+    from mspt.data.shardset import ShardSet
+
+    found = [describe.describe(ShardSet.open(folder), options.blocks) for folder in look.sets(options.folder)]
+    if options.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print("\n\n".join(map(describe.info, found)))
+
+
+def show(options):
+    """Show one record of a shard set, by its key or its number."""
+    from mspt.data import look
+
+    shardset = look.open_one(options.folder)
+    number = look.find(shardset, options.record)
+    print(look.xyz(next(shardset.records([number]))) if options.xyz else look.show(shardset, number))
+
+
+def plot(options):
+    """Draw one record of a shard set, or without one the set as a whole."""
+    from mspt.data import look, plot
+
+    if options.out.suffix != ".png":
+        raise UserError(f"--out is {options.out}; the picture is a PNG: give a name that ends with .png")
+    shardset = look.open_one(options.folder)
+    if options.record is None:
+        figure = plot.overview(shardset)
+    else:
+        figure = plot.record(shardset, look.find(shardset, options.record))
+    plot.save(figure, options.out)
+    print(f"wrote {options.out}")
+
+
+def verify(options):
+    """Read every byte of a shard set and say whether it is whole."""
+    from mspt.data import look
+
+    for folder in look.sets(options.folder):
+        print(look.verify(folder))
 
 
 def embed(options):
@@ -63,6 +109,28 @@ def build_parser():
     command.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=50 run.dir=runs/try")
     command.set_defaults(run_command=pretrain)
+    data = commands.add_parser("data", help="look at a shard set")
+    looks = data.add_subparsers(dest="action", required=True)
+    one_or_more = "a shard set, or a folder of them"
+    record = "a key, or a number from 0; a key is looked for by reading the set, about a second a gigabyte"
+    about = looks.add_parser("info", help=info.__doc__)
+    about.add_argument("folder", metavar="DIR", help=one_or_more)
+    about.add_argument("--blocks", type=int, default=16, help="how many to read, evenly spread (default: %(default)s)")
+    about.add_argument("--json", action="store_true", help="the same as JSON, a list of one or more sets")
+    about.set_defaults(run_command=info)
+    single = looks.add_parser("show", help=show.__doc__)
+    single.add_argument("folder", metavar="DIR", help="a shard set")
+    single.add_argument("record", metavar="KEY|NUMBER", help=record)
+    single.add_argument("--xyz", action="store_true", help="only its atoms, in the XYZ format")
+    single.set_defaults(run_command=show)
+    picture = looks.add_parser("plot", help=plot.__doc__)
+    picture.add_argument("folder", metavar="DIR", help="a shard set")
+    picture.add_argument("record", nargs="?", metavar="KEY|NUMBER", help=record)
+    picture.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture to write")
+    picture.set_defaults(run_command=plot)
+    whole = looks.add_parser("verify", help=verify.__doc__)
+    whole.add_argument("folder", metavar="DIR", help=one_or_more)
+    whole.set_defaults(run_command=verify)
     embedding = commands.add_parser("embed", help=embed.__doc__)
     embedding.add_argument("--encoder", required=True, help="a folder of model.safetensors and config.json")
     embedding.add_argument("--data", required=True, help="a shard set or its Zarr twin")
@@ -85,7 +153,7 @@ def build_parser():
     other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, embedding, action, other, check):
+    for each in (command, about, single, picture, whole, embedding, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

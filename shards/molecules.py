@@ -9,19 +9,26 @@ BOND_TYPES = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
 def fields(molecule, conformer=-1):
     """numbers, positions (Å), bonds, bond_types, charge and canonical SMILES (without explicit H) of a molecule in 3D.
 
-    Bonds of other orders than BOND_TYPES get the code 0. Raises ValueError where there is no conformer.
+    Bonds of other orders than BOND_TYPES get the code 0; a molecule that RDKit cannot sanitise gets no SMILES, and one
+    of more atoms than a record's bonds can number no bonds. Raises ValueError where there is no conformer.
     """
-    from rdkit import Chem
+    from rdkit import Chem, rdBase
 
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
     types = [BOND_TYPES.get(str(bond.GetBondType()), 0) for bond in molecule.GetBonds()]
+    numbered = molecule.GetNumAtoms() <= np.iinfo(np.int16).max
+    with rdBase.BlockLogs():
+        try:
+            smiles = Chem.MolToSmiles(Chem.RemoveHs(molecule))
+        except Chem.MolSanitizeException:
+            smiles = ""
     return {
         "numbers": np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.uint8),
         "positions": molecule.GetConformer(conformer).GetPositions().astype(np.float32),
-        "bonds": np.array(bonds, np.int16).reshape(-1, 2),
-        "bond_types": np.array(types, np.uint8),
+        "bonds": np.array(bonds, np.int16).reshape(-1, 2) if numbered else None,
+        "bond_types": np.array(types, np.uint8) if numbered else None,
         "charge": Chem.GetFormalCharge(molecule),
-        "smiles": Chem.MolToSmiles(Chem.RemoveHs(molecule)),
+        "smiles": smiles,
     }
 
 

@@ -150,6 +150,59 @@ def test_import_of_a_torchmd_net_checkpoint(tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+def test_data_info(capsys):
+    cli.main(["data", "info", str(SHARDS), "--blocks", "2"])
+    assert "2 of 7 blocks, evenly spread" in capsys.readouterr().out
+    cli.main(["data", "info", str(SHARDS.parent), "--json"])
+    heldout, train = json.loads(capsys.readouterr().out)
+    assert (heldout["records"], train["records"]) == (223, 1326)
+    assert heldout["folder"] == str(SHARDS)
+
+
+def test_data_show(capsys):
+    cli.main(["data", "show", str(SHARDS), "31"])
+    by_number = capsys.readouterr().out
+    cli.main(["data", "show", str(SHARDS), "qm9-020497"])
+    assert capsys.readouterr().out == by_number
+    assert "CC#CC1=CN=NN1" in by_number
+    cli.main(["data", "show", "--xyz", str(SHARDS), "31"])
+    rows = capsys.readouterr().out.splitlines()
+    assert (rows[0], rows[1], len(rows)) == ("13", "qm9-020497", 15)
+
+
+def test_data_plot(tmp_path, capsys):
+    for name, *record in (("set",), ("record", "31")):
+        cli.main(["data", "plot", str(SHARDS), *record, "--out", f"{tmp_path}/pictures/{name}.png"])
+        assert capsys.readouterr().out == f"wrote {tmp_path}/pictures/{name}.png\n"
+        assert (tmp_path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_verify(tmp_path, capsys):
+    cli.main(["data", "verify", str(SHARDS.parent)])
+    assert [line.partition(": whole: ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        str(SHARDS),
+        str(SHARDS.parent / "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["info", "nowhere"], "nowhere/manifest.json: not there"),
+        (["verify", "nowhere"], "nowhere/manifest.json: not there"),
+        (["info", SHARDS, "--blocks", "0"], "--blocks is 0"),
+        (["show", SHARDS, "qm9-20497"], "no record has the key 'qm9-20497'; give one such as qm9-020497"),
+        (["show", SHARDS.parent, "0"], "is no shard set but holds"),
+        (["plot", SHARDS.parent, "--out", "x.png"], "is no shard set but holds"),
+        (["plot", SHARDS, "--out", "x.pdf"], "--out is x.pdf"),
+        (["plot", SHARDS, "223", "--out", "x.png"], "no record 223; the numbers are 0 to 222"),
+    ],
+)
+def test_data_refuses(capsys, arguments, expected):
+    assert expected in refusal(capsys, cli.main, ["data", *map(str, arguments)])
+    assert not os.path.exists("x.png")
+
+
 def test_doctor(capsys):
     cli.main(["doctor"])
     said = capsys.readouterr().out

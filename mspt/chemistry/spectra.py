@@ -48,6 +48,9 @@ LINE_SHAPES = {
     "ir": LineShape(shape="lorentzian", width=10.0),
     "raman": LineShape(shape="lorentzian", width=10.0),
 }
+# Units of a line's strength, and of the intensity that lines of these shapes add up to.
+STRENGTHS = {"uv_vis": "oscillator strength", "ir": "km/mol", "raman": "Å⁴/amu"}
+BROADENED = {"uv_vis": "oscillator strength", "ir": "km/mol per cm⁻¹", "raman": "Å⁴/amu per cm⁻¹"}
 
 
 # Elements of the [molecules, lines, grid] profiles that are worked on at once: a CPU keeps them in its cache.

@@ -150,15 +150,20 @@ class ShardSet:
                 at, held = block, blocks.records(self.read(block))
             yield held[number - self.first[block]]
 
-    def verify(self):
-        """Read everything and compare it with the manifest and the index. Raises UserError at the first difference."""
+    def verify(self, progress=lambda size: None):
+        """Read everything and compare it with the manifest and the index. Raises UserError at the first difference.
+
+        progress(bytes) is called after every shard and after every block.
+        """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
             if sha256(path) != shard["sha256"]:
                 raise UserError(f"{path}: is damaged (sha256); copy the shard again or build it again")
+            progress(shard["bytes"])
         for number, count in enumerate(self.block_records):
             ptr = blocks.decode(self.read(number))["ptr"]
             if len(ptr) - 1 != count or not np.array_equal(
                 np.diff(ptr), self.atoms[slice(*self.first[number : number + 2])]
             ):
                 raise UserError(f"{self.folder / INDEX}: disagrees with block {number}; build the set again")
+            progress(self.size[number])

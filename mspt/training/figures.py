@@ -1,23 +1,13 @@
 """Pictures of a run, as matplotlib Figures without any global state."""
 
-import io
 import math
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mspt import files
-from mspt.chemistry.spectra import GRIDS
+from mspt.chemistry.spectra import BROADENED, GRIDS
+from mspt.data.plot import ABSCISSAS, BLUE, GREY, ORANGE, TITLES
 
-# Okabe & Ito's colours, told apart with any colour vision.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
-# Spectrum -> title, unit of the intensity that computed lines have.
-TITLES = {
-    "uv_vis": ("UV-Vis", "oscillator strength"),
-    "ir": ("IR", "km/mol per cm⁻¹"),
-    "raman": ("Raman", "Å⁴/amu per cm⁻¹"),
-}
-ABSCISSAS = {"eV": "energy (eV)", "cm^-1": "wavenumber (cm⁻¹)"}
 # Term of the loss -> title, ordinate.
 SQUARES = "mean square error of log₁₀(1 + intensity)"
 TERMS = {
@@ -89,10 +79,9 @@ def _reconstruction(axes, example, name, grid):
     visible = np.where(np.isfinite(filled_in), np.nan, _joined(predicted, everything, grid.length))
     axes.plot(x, visible, color=BLUE, linewidth=0.9, label="model, visible patches")
     axes.plot(x, filled_in, color=ORANGE, linewidth=1.4, label="model, masked patches")
-    title, unit = TITLES[name]
-    axes.set_title(f"{example.key}: {title}")
+    axes.set_title(f"{example.key}: {TITLES[name]}")
     axes.set_xlabel(ABSCISSAS[grid.unit])
-    axes.set_ylabel(f"log₁₀(1 + intensity)\n{unit}", fontsize=9)
+    axes.set_ylabel(f"log₁₀(1 + intensity)\n{BROADENED[name]}", fontsize=9)
     axes.set_xlim(x[0], x[-1])
 
 
@@ -140,10 +129,3 @@ def retrieval(similarities):
     )
     figure.colorbar(image, ax=picture)
     return figure
-
-
-def save(figure, path):
-    """Write a Figure as PNG, whole or not at all."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    files.write(path, data.getvalue())

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
-from mspt.data import keyed
+from mspt.data import keyed, plot
 from mspt.data.keyed import Keyed
 from mspt.data.shardset import ShardSet
 from mspt.data.stream import Stream
@@ -19,7 +19,7 @@ from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
-from mspt.training import checkpoint, figures, report
+from mspt.training import checkpoint, report
 from mspt.training.engine import Engine, all_reduce, initialise
 from mspt.training.evaluation import evaluate
 from mspt.training.export import export_encoder, initial_weights
@@ -239,7 +239,7 @@ class Trainer:
         summary = report.summarise(config, train | self.counts, evaluation, self.process)
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         for name, figure in report.pictures(self.dir, evaluation).items():
-            figures.save(figure, self.dir / "figures" / f"{name}.png")
+            plot.save(figure, self.dir / "figures" / f"{name}.png")
             self.metrics.figure(self.done, name, figure)
         return summary
 

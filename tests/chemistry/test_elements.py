@@ -1,9 +1,10 @@
 """The table of elements and the constants."""
 
+import numpy as np
 import pytest
 
 from mspt.chemistry import units
-from mspt.chemistry.elements import MAX_NUMBER, NUMBERS, SYMBOLS
+from mspt.chemistry.elements import COVALENT_RADII, MAX_NUMBER, NUMBERS, SYMBOLS
 
 
 def test_118_elements_both_ways():
@@ -36,6 +37,16 @@ def test_numbers(symbol, number):
 def test_table_is_that_of_rdkit():
     table = pytest.importorskip("rdkit.Chem").GetPeriodicTable()
     assert [table.GetElementSymbol(number) for number in range(1, 119)] == list(SYMBOLS[1:])
+
+
+def test_covalent_radii_are_those_of_others():
+    data = pytest.importorskip("ase.data")
+    table = pytest.importorskip("rdkit.Chem").GetPeriodicTable()
+    assert len(COVALENT_RADII) == MAX_NUMBER + 1
+    # ASE has those of Cordero et al.; RDKit has Pyykkö's from Nh on and no measured ones from Bk to Cn.
+    np.testing.assert_allclose(COVALENT_RADII[1:97], data.covalent_radii[1:97], atol=1e-9)
+    assert list(COVALENT_RADII[113:]) == [table.GetRcovalent(number) for number in range(113, 119)]
+    assert all(1.2 < radius < 1.8 for radius in COVALENT_RADII[97:])
 
 
 def test_constants_agree_with_those_they_follow_from():

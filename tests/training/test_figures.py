@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mspt.chemistry.spectra import GRIDS
+from mspt.data import plot
 from mspt.training import figures
 from mspt.training.evaluation import Example
 from mspt.training.evaluation import retrieval as recalls
@@ -55,8 +56,8 @@ def test_losses_leave_out_what_is_not_finite():
 
 
 def test_losses_of_nothing(tmp_path):
-    figures.save(figures.losses([]), tmp_path / "empty.png")
-    figures.save(figures.losses([{"step": 1, "loss": math.nan}]), tmp_path / "nan.png")
+    plot.save(figures.losses([]), tmp_path / "empty.png")
+    plot.save(figures.losses([{"step": 1, "loss": math.nan}]), tmp_path / "nan.png")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -122,7 +123,7 @@ def test_retrieval_of_many_shows_the_first():
 
 def test_a_saved_picture_is_whole(tmp_path):
     path = tmp_path / "figures" / "retrieval.png"
-    figures.save(figures.retrieval(torch.eye(1)), path)
+    plot.save(figures.retrieval(torch.eye(1)), path)
     assert matplotlib.image.imread(path).shape[:2] == (506, 1210)
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.png"]
 
