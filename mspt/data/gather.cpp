@@ -96,9 +96,9 @@ inline const Column &column(const int64_t *table, int64_t columns, int64_t slot,
 
 extern "C" {
 
-// Find arrays in a block of so many bytes. names: count names, each ended by a 0. rules [count, 4]: the types that an
+// Find arrays in a block of so many bytes. names: count names end to end. rules [count, 5]: the types that an
 // array may have, as bits in the order of TYPES; the values in a row of it; the array that has as many rows, or -1; the
-// array that it is there together with, -2 where it is always there, or -1.
+// array that it is there together with, -2 where it is always there, or -1; the length of its name.
 // out [count, 3]: Columns. 0, or BROKEN where the header cannot be read or an array is not as its rule says.
 int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64_t count, const int64_t *rules,
                      int64_t *out) {
@@ -152,15 +152,15 @@ int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64
             __builtin_mul_overflow(rows, bytes, &total) || begin > stop || stop > room || total != stop - begin)
             return BROKEN;
         const char *wanted = names;
-        for (int64_t i = 0; i < count; ++i, wanted += std::strlen(wanted) + 1)
-            if (same(name, length, wanted)) {
-                if (!(rules[4 * i] >> kind & 1) || rules[4 * i + 1] != row) return BROKEN;
+        for (int64_t i = 0; i < count; wanted += rules[5 * i++ + 4])
+            if (rules[5 * i + 4] == length && std::memcmp(name, wanted, length) == 0) {
+                if (!(rules[5 * i] >> kind & 1) || rules[5 * i + 1] != row) return BROKEN;
                 columns[i] = Column{reinterpret_cast<int64_t>(data) + start + begin, rows, bytes};
             }
         header.take(',');
     }
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t like = rules[4 * i + 2], with = rules[4 * i + 3];
+        const int64_t like = rules[5 * i + 2], with = rules[5 * i + 3];
         const bool there = columns[i].address != 0;
         if (there && like >= 0 && columns[i].rows != columns[like].rows) return BROKEN;
         if (with != -1 && there != (with == -2 || columns[with].address != 0)) return BROKEN;
@@ -268,6 +268,43 @@ void spectrum_values(const int64_t *table, int64_t columns, int64_t values, cons
     for (int64_t i = 0; i < m; ++i, out += size) {
         if (own[i] < 0) std::memset(out, 0, size);
         else std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + own[i] * size, size);
+    }
+}
+
+// Orders each window of an even number of records as order.permutation does: by the mix (SplitMix64) of the window's
+// state with each place in it. states [windows], starts [windows + 1], order [starts[windows]]: for each place of a
+// window in order, the place that comes there. room: four times the largest window, and two.
+void shuffle(const int64_t *states, const int64_t *starts, int64_t windows, int64_t *order, int64_t *room) {
+    for (int64_t w = 0; w < windows; ++w) {
+        const int64_t begin = starts[w], n = starts[w + 1] - begin;
+        if (n == 0) continue;
+        int bits = 0;
+        while (bits < 20 && (int64_t{1} << bits) < n) ++bits;
+        // Words are even over their range, so that a bucket of their first bits holds one or two; the rest is insertion.
+        uint64_t *words = reinterpret_cast<uint64_t *>(room), *sorted = words + n;
+        int64_t *counts = room + 2 * n, *places = order + begin;
+        std::memset(counts, 0, sizeof(int64_t) * ((int64_t{1} << bits) + 1));
+        for (int64_t i = 0; i < n; ++i) {
+            uint64_t x = (static_cast<uint64_t>(states[w]) ^ static_cast<uint64_t>(i)) + 0x9E3779B97F4A7C15u;
+            x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+            x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+            words[i] = (x ^ (x >> 31)) ^ (uint64_t{1} << 63);  // signed words in the order of unsigned ones
+            ++counts[(bits ? words[i] >> (64 - bits) : 0) + 1];
+        }
+        for (int64_t b = 0; b < (int64_t{1} << bits); ++b) counts[b + 1] += counts[b];
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = counts[bits ? words[i] >> (64 - bits) : 0]++;
+            sorted[at] = words[i];
+            places[at] = begin + i;
+        }
+        for (int64_t i = 1; i < n; ++i) {  // all that is out of order is within a bucket
+            const uint64_t word = sorted[i];
+            const int64_t place = places[i];
+            int64_t at = i;
+            for (; at > 0 && sorted[at - 1] > word; --at) sorted[at] = sorted[at - 1], places[at] = places[at - 1];
+            sorted[at] = word;
+            places[at] = place;
+        }
     }
 }
 

@@ -62,6 +62,7 @@ FUNCTIONS = {
     "words": 8,
     "spectrum_rows": 10,
     "spectrum_values": 8,
+    "shuffle": 5,
     "cut": 7,
 }
 
@@ -90,16 +91,17 @@ class Held:
         rules = _rules() | {f"targets/{name}": (["F64"], 1, "words", None) for name in self.targets}
         self.at = {name: index for index, name in enumerate(rules)}
         place = self.at | {None: -1, REQUIRED: -2}
-        self.names = b"".join(name.encode() + b"\0" for name in rules)
+        self.names = np.frombuffer("".join(rules).encode(), np.uint8)
         self.rules = np.array(
             [
-                (sum(1 << list(blocks.TYPES).index(kind) for kind in kinds), width, place[like], place[together])
-                for kinds, width, like, together in rules.values()
+                (sum(1 << list(blocks.TYPES).index(k) for k in kinds), width, place[like], place[together], len(name))
+                for name, (kinds, width, like, together) in rules.items()
             ]
         )
         every = [self.at[name] for name in ("ptr", "numbers", "positions", "keys_ptr", "keys", "words")]
         self.places = np.array(every)
         self.every = self.places.ctypes.data
+        self.wanted = (self.names.ctypes.data, len(self.rules), self.rules.ctypes.data)
         self.library = library()
         self.buffers, self.held, self.free = [], {}, []
         self.table = np.zeros((0, len(rules), 3), np.int64)
@@ -122,9 +124,8 @@ class Held:
             self.held[slot] = blocks.decode(data)
             return
         self.held[slot] = data
-        places, row = [data.ctypes.data, len(data)], self.table[slot]
-        places += [_address(self.names), len(self.rules), self.rules.ctypes.data, row.ctypes.data]
-        if self.library.find_columns(*places) < 0:
+        row = self.table[slot]
+        if self.library.find_columns(data.ctypes.data, len(data), *self.wanted, row.ctypes.data) < 0:
             _complain([data])
         self.there |= row[:, 0] != 0
 
@@ -157,11 +158,6 @@ class Held:
         dropped = [name for name in block if name.startswith("targets/") and name[8:] not in self.targets]
         dropped += [] if self.forces else ["forces"]
         return {name: array for name, array in block.items() if name not in dropped}
-
-
-def _address(data):
-    """Of an object of bytes, which whoever calls keeps."""
-    return ctypes.cast(data, ctypes.c_void_p).value
 
 
 def _complain(held):

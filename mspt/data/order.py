@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mspt.data import keyed
+from mspt.data.gather import library
 
 
 def permutation(count, *key):
@@ -26,6 +27,19 @@ def shares(total, weights):
     # What is left goes to the largest remainders; between equal ones to the first.
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return counts
+
+
+def _shuffle(bounds, keys):
+    """Every window bounds[w] to bounds[w + 1] permuted by its key, end to end."""
+    order, compiled = np.empty(bounds[-1], np.int64), library()
+    if compiled is None:
+        for first, last, key in zip(bounds[:-1], bounds[1:], keys, strict=True):
+            order[first:last] = first + permutation(last - first, *key)
+        return order
+    states = np.array([keyed.word(*key) for key in keys], np.int64)
+    room = np.empty(4 * int(np.diff(bounds).max(initial=0)) + 2, np.int64)
+    compiled.shuffle(*(array.ctypes.data for array in (states, bounds)), len(keys), order.ctypes.data, room.ctypes.data)
+    return order
 
 
 class Sequence:
@@ -118,11 +132,9 @@ class EpochOrder:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         piece = np.repeat(np.arange(len(table)), lengths)
         row = np.arange(starts[-1]) - np.repeat(starts[:-1] - table[:, 2], lengths)
-        order = np.empty(len(row), np.int64)
-        for at in range(0, len(table), window):
-            first, last = starts[at], starts[min(at + window, len(table))]
-            key = (self.seed, self.epoch, "window", number, lane, at // window)
-            order[first:last] = first + permutation(last - first, *key)
+        bounds = starts[[*range(0, len(table), window), len(table)]]
+        keys = [(self.seed, self.epoch, "window", number, lane, at) for at in range(len(bounds) - 1)]
+        order = _shuffle(bounds, keys)
         return table, piece[order], row[order]
 
     def _places(self, number, lane, count):

@@ -1,10 +1,12 @@
 """The order of an epoch: complete, even over lanes, shuffled, a pure function of seed and epoch."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mspt.data import order as order_module
 from mspt.data.order import EpochOrder, Sequence, permutation, shares
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=40)
@@ -139,3 +141,14 @@ def test_one_set_in_a_mixture_keeps_its_own_order():
     alone = records_of(order_of([7] * 40), 1, 4)[0]
     mixed = lanes_of(order_of([7] * 40, [5] * 10, weights=[28, 5]), 1, 4)[0]
     assert [number for part, _, number in mixed if part == 0][:100] == alone[:100]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=6), st.integers(0, 99))
+def test_compiled_and_numpy_shuffle_windows_alike(lengths, seed):
+    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    keys = [(seed, at) for at in range(len(lengths))]
+    compiled = order_module._shuffle(bounds, keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "library", lambda: None)
+        np.testing.assert_array_equal(compiled, order_module._shuffle(bounds, keys))
