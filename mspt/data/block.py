@@ -145,6 +145,9 @@ def decode(data):
             raise DamagedBlock("an array in it has no name")
         for name, entry in header.items():
             (begin, end), kind, shape = entry["data_offsets"], TYPES[entry["dtype"]], tuple(entry["shape"])
+            # Before anything is multiplied: 2**40 times a text is a long one.
+            if set(map(type, (begin, end, *shape))) != {int}:
+                raise DamagedBlock(f"{name}: its offsets or its shape are not whole numbers")
             if not 0 <= begin <= end <= len(data) - start or math.prod(shape) * kind.itemsize != end - begin:
                 raise DamagedBlock(f"{name}: bytes {begin} to {end} are not {shape} values of {entry['dtype']}")
             arrays[name] = data[start + begin : start + end].view(kind).reshape(shape)
