@@ -7,6 +7,7 @@
 Records are numbered in the order in which they lie in the set.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -232,6 +233,8 @@ def _read_index(store, cache, manifest):
         data = _mapped(path, digest) if isinstance(store, Folder) else _fetched(store, cache, digest)
     except FileNotFoundError as error:
         raise UserError(f"{path}: {MISSING}") from error
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise UserError(f"{path}: cannot be read ({error}); restore it or build the set again") from error
     if data is None:
         raise UserError(f"{path}: is damaged (sha256); copy it again or build the set again")
     try:
@@ -254,12 +257,10 @@ def _fetched(store, cache, digest):
     """The same for the index of a store that is far away: mapped if there is a cache that keeps it."""
     if cache is not None:
         for missing in (True, False):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 data = _mapped(cache.path(digest), digest)
-            except OSError:
-                data = None
-            if data is not None:
-                return data
+                if data is not None:
+                    return data
             if missing:
                 cache.add(digest, partial(store.save, INDEX))
     data = np.frombuffer(store.fetch(INDEX), np.uint8)

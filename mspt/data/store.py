@@ -86,7 +86,7 @@ class Folder:
     """A local folder. Reads are at offsets, so that threads and forked processes can share the open files."""
 
     def __init__(self, path):
-        self.root = str(path)
+        self.root = str(Path(path))
         self._opened = functools.lru_cache(DESCRIPTORS)(_Descriptor)
 
     def __reduce__(self):
@@ -100,11 +100,15 @@ class Folder:
         return Path(self.path(file)).read_bytes()
 
     def sizes(self, files):
-        """Name -> bytes of those files that are there."""
+        """Name -> bytes of those files that are there. Raises UserError where that cannot be told."""
         result = {}
         for file in files:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 result[file] = os.stat(self.path(file)).st_size
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unreadable(self.path(file), error) from error
         return result
 
     def sha256(self, file, size):

@@ -149,6 +149,12 @@ def test_an_index_that_is_no_safetensors(folder):
     refused(folder, r"index\.safetensors: its header should end at byte")
 
 
+def test_an_index_that_is_a_folder(folder):
+    (folder / INDEX).unlink()
+    (folder / INDEX).mkdir()
+    refused(folder, r"index\.safetensors: cannot be read \(.*Is a directory")
+
+
 def test_no_records_at_all(tmp_path):
     write_set(tmp_path / "set", [])
     with pytest.raises(UserError, match=r"manifest\.json: records is 0; see rejects\.jsonl .* build it again"):

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -107,6 +108,17 @@ def test_few_descriptors_and_none_that_stay(qm9, expected, monkeypatch):
         assert count() == 2
     del shardset
     assert count() == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "http", "http cached"])
+def test_threads_read_at_once(qm9, server, expected, tmp_path, monkeypatch, kind):
+    """Also where files are closed under each other, because more are asked for than are held open."""
+    monkeypatch.setattr(store, "DESCRIPTORS", 1)
+    settings = cached(tmp_path, cache_bytes=sum(map(len, expected[:2]))) if "cached" in kind else None
+    shardset = ShardSet.open(qm9 if kind == "folder" else server.url, settings)
+    numbers = np.random.default_rng(0).integers(0, 8, 200)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(shardset.read, numbers)) == [expected[number] for number in numbers]
 
 
 @pytest.mark.parametrize("failures", [[503, 503], [429], [RESET], [CUT], [SILENT], [RESET, 500, CUT]], ids=str)
