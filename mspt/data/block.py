@@ -33,6 +33,37 @@ TYPES = {
     }.items()
 }  # fmt: skip
 
+ALWAYS = {"ptr", "numbers", "positions", "keys", "keys_ptr", "smiles", "smiles_ptr", "words", "charge", "provenance"}
+BONDS = {"bonds", "bond_types", "bonds_ptr", "bonds_known"}  # all or none
+
+
+def _layout():
+    """Array -> its type, the shape of a row, and what says how many rows: "m" or the name of a ptr."""
+    u8, i8, i16, i64, f32 = (TYPES[name] for name in ("U8", "I8", "I16", "I64", "F32"))
+    layout = {
+        "numbers": (u8, (), "ptr"),
+        "positions": (f32, (3,), "ptr"),
+        "forces": (f32, (3,), "ptr"),
+        "keys": (u8, (), "keys_ptr"),
+        "smiles": (u8, (), "smiles_ptr"),
+        "words": (i64, (), "m"),
+        "charge": (i8, (), "m"),
+        "provenance": (i16, (), "m"),
+        "bonds": (i16, (2,), "bonds_ptr"),
+        "bond_types": (u8, (), "bonds_ptr"),
+        "bonds_known": (u8, (), "m"),
+    }
+    for name in GRIDS:
+        layout[f"spectra/{name}/kind"] = (u8, (), "m")
+        layout |= {f"spectra/{name}/{part}": (f32, (), f"spectra/{name}/ptr") for part in ("positions", "strengths")}
+    return layout
+
+
+LAYOUT = _layout()
+PTRS = list(dict.fromkeys(rows for _, _, rows in LAYOUT.values() if rows != "m"))
+TARGET = (TYPES["F64"], (), "m")
+HALF_OR_SINGLE = (TYPES["F16"], TYPES["F32"])
+
 
 class DamagedBlock(ValueError):
     """Bytes that are no block; the message says what is wrong with them."""
@@ -103,23 +134,105 @@ def decode(data):
     The format's own reader copies every array; here nothing is copied. Raises DamagedBlock where the bytes are not
     what the format says.
     """
-    data = np.frombuffer(data, np.uint8)
     try:
+        data = np.frombuffer(data, np.uint8)
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         if not 8 < start <= len(data):
             raise DamagedBlock(f"its header should end at byte {start} of {len(data)}")
         header = json.loads(data[8:start].tobytes())
         arrays = {"": header.pop("__metadata__", {})}
+        if "" in header:
+            raise DamagedBlock("an array in it has no name")
         for name, entry in header.items():
             (begin, end), kind, shape = entry["data_offsets"], TYPES[entry["dtype"]], tuple(entry["shape"])
+            # Before anything is multiplied: 2**40 times a text is a long one.
+            if set(map(type, (begin, end, *shape))) != {int}:
+                raise DamagedBlock(f"{name}: its offsets or its shape are not whole numbers")
             if not 0 <= begin <= end <= len(data) - start or math.prod(shape) * kind.itemsize != end - begin:
                 raise DamagedBlock(f"{name}: bytes {begin} to {end} are not {shape} values of {entry['dtype']}")
             arrays[name] = data[start + begin : start + end].view(kind).reshape(shape)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DamagedBlock):
             raise
         raise DamagedBlock(f"its header is not one of safetensors ({error!r})") from error
     return arrays
+
+
+def check(block):
+    """Raise DamagedBlock where the arrays of a decoded block do not fit together, so that any row of it can be read.
+
+    Whether values make sense, such as whether a position is finite, is the build's to check (schema.validate).
+    """
+    missing = (ALWAYS if BONDS.isdisjoint(block) else ALWAYS | BONDS) - block.keys()
+    if missing:
+        raise DamagedBlock(f"{min(missing)} is missing")
+    m = block["ptr"].size - 1
+    if m < 1:
+        raise DamagedBlock("it holds no records")
+    present = [name for name in PTRS if name in block]
+    for name in present:
+        if block[name].dtype != TYPES["I64"] or block[name].shape != (m + 1,):
+            raise _unlike(name, block[name], TYPES["I64"], (m + 1,))
+    # All at once: many small arrays cost more than one.
+    ptrs = np.concatenate([block[name] for name in present]).reshape(-1, m + 1)
+    falls = ptrs[:, 1:] < ptrs[:, :-1]
+    if np.count_nonzero(falls) or np.count_nonzero(ptrs[:, 0]):
+        wrong = falls.any(1) | (ptrs[:, 0] != 0)
+        raise DamagedBlock(f"{present[wrong.argmax()]} does not rise from 0")
+    lengths = {"m": m} | dict(zip(present, ptrs[:, -1].tolist(), strict=True))
+    for name, array in block.items():
+        entry = LAYOUT.get(name) or (TARGET if name.startswith("targets/") else None)
+        if entry is None:
+            continue
+        kind, row, rows = entry
+        if rows not in lengths:
+            raise DamagedBlock(f"{name} is there without {rows}")
+        if array.dtype != kind or array.shape != (lengths[rows], *row):
+            raise _unlike(name, array, kind, (lengths[rows], *row))
+    for name, grid in GRIDS.items():
+        _check_spectra(block, f"spectra/{name}", grid.length)
+    for name in ("keys", "smiles"):
+        _check_texts(name, block[name], block[f"{name}_ptr"])
+
+
+def _unlike(name, array, kind, shape):
+    return DamagedBlock(f"{name}: {array.dtype} {array.shape} where {kind} {shape} is needed")
+
+
+def _check_spectra(block, prefix, length):
+    """What kind says of each record is what there is; length: points of the grid."""
+    kind, values, ptr = (block.get(f"{prefix}/{part}") for part in ("kind", "values", "ptr"))
+    if kind is None:
+        if values is not None or ptr is not None:
+            raise DamagedBlock(f"{prefix}/kind is missing")
+        return
+    kinds = kind.tobytes()
+    absent, valued, lined = (kinds.count(known) for known in (MISSING, VALUES, LINES))
+    if absent + valued + lined != len(kinds):
+        raise DamagedBlock(f"{prefix}/kind: {kind.max()} is unknown")
+    shape = None if values is None else values.shape
+    if shape != ((valued, length) if valued else None) or (valued and values.dtype not in HALF_OR_SINGLE):
+        raise DamagedBlock(f"{prefix}/values: {shape} where kind says {valued} rows of {length}")
+    if (ptr is not None) != (lined > 0):
+        raise DamagedBlock(f"{prefix}/ptr: kind says that {lined} records have lines")
+    if lined and not (f"{prefix}/positions" in block and f"{prefix}/strengths" in block):
+        raise DamagedBlock(f"{prefix}: positions or strengths of lines are missing")
+    if lined and np.count_nonzero((ptr[1:] != ptr[:-1]) > (kind == LINES)):
+        raise DamagedBlock(f"{prefix}/ptr: a record that has no lines owns some")
+
+
+def _check_texts(name, data, ptr):
+    content = data.tobytes()
+    if content.isascii():
+        return
+    starts = ptr[ptr < len(data)]
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise DamagedBlock(f"{name} is not UTF-8 at byte {error.start}") from error
+    # A byte 10xxxxxx continues a character.
+    if (data[starts] >> 6 == 0b10).any():
+        raise DamagedBlock(f"{name}_ptr cuts a character in two")
 
 
 def take(values, ptr, rows):
@@ -136,9 +249,10 @@ def texts(block, name, rows):
 
 
 def records(data):
-    """Bytes -> list of Records."""
+    """Bytes -> list of Records. Raises DamagedBlock where the bytes are no block."""
     block = decode(data)
-    table = json.loads(block[""]["mspt"])["provenance"]
+    check(block)
+    table = _provenance(block)
     ptr = block["ptr"]
     keys, smiles = (texts(block, name, range(len(ptr) - 1)) for name in ("keys", "smiles"))
     result = []
@@ -152,7 +266,7 @@ def records(data):
             optional |= {"bonds": block["bonds"][own], "bond_types": block["bond_types"][own]}
         prefix = "targets/"
         targets = {name.removeprefix(prefix): float(a[i]) for name, a in block.items() if name.startswith(prefix)}
-        provenance = table[block["provenance"][i]]
+        source, methods = table[block["provenance"][i]]
         result.append(
             Record(
                 key=key,
@@ -162,12 +276,24 @@ def records(data):
                 targets={name: value for name, value in targets.items() if not np.isnan(value)},
                 smiles=smiles[i],
                 charge=int(block["charge"][i]),
-                source=provenance["source"],
-                methods=provenance["methods"],
+                source=source,
+                methods=methods,
                 **optional,
             )
         )
     return result
+
+
+def _provenance(block):
+    """(source, methods) of each entry of the table that the block's provenance indexes."""
+    try:
+        entries = json.loads(block[""]["mspt"])["provenance"]
+        table = [(entry["source"], entry["methods"]) for entry in entries]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedBlock(f"its metadata has no table of sources and methods ({error!r})") from error
+    if not 0 <= block["provenance"].min() <= block["provenance"].max() < len(table):
+        raise DamagedBlock(f"provenance: an index is outside 0 to {len(table) - 1}")
+    return table
 
 
 def _spectrum(block, name, i):

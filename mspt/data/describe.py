@@ -77,7 +77,7 @@ def describe(shardset, count=look.SAMPLE):
     targets = {name: _Numbers() for name in manifest["targets"]}
     spectra, has, records = {name: _Spectrum(name) for name in manifest["spectra"]}, Counter(), 0
     for number in numbers:
-        block = look.read(shardset, number)
+        block = shardset.block(number)
         molecules = look.batch(block)
         records += len(molecules.keys)
         has.update(_has(block))

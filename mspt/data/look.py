@@ -32,8 +32,10 @@ _ATOMS_AT_ONCE = 1 << 24
 def sets(folder):
     """The shard sets that a folder means: itself, or its children (train, heldout) where it is none -> list of Paths.
 
-    A folder that is neither is given back as it is: to open it says what is wrong.
+    A folder that is neither, or a URL, is given back as it is: to open it says what is wrong.
     """
+    if "://" in str(folder):
+        return [folder]
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         return [folder]
@@ -43,7 +45,7 @@ def sets(folder):
 def open_one(folder):
     """Open a folder as one ShardSet. Raises UserError that names the sets where it holds several."""
     found = sets(folder)
-    if found != [Path(folder)]:
+    if list(map(str, found)) != [str(folder)]:
         raise UserError(f"{folder}: is no shard set but holds {', '.join(map(str, found))}; give one of them")
     return ShardSet.open(folder)
 
@@ -54,12 +56,6 @@ def sample(shardset, count=SAMPLE):
         raise UserError(f"--blocks is {count}; give 1 or more blocks to read")
     total = len(shardset.block_records)
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-
-
-def read(shardset, number):
-    """One block, decoded. Raises UserError where it is damaged."""
-    with shardset.checking(number):
-        return blocks.decode(shardset.read(number))
 
 
 def batch(block):
@@ -134,7 +130,7 @@ def _every_block(shardset, what):
     """Yield the number and the arrays of every block, with a bar on a terminal."""
     with _bar(shardset.size.sum(), what) as bar:
         for number, size in enumerate(shardset.size):
-            yield number, read(shardset, number)
+            yield number, shardset.block(number)
             bar.update(size)
 
 

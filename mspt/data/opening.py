@@ -11,17 +11,13 @@ from mspt.data.zarr_set import ZarrSet
 from mspt.errors import UserError
 
 
-def manifest_file(folder):
-    """The file that says what a set is. Raises UserError where there is none."""
-    for name in (MANIFEST, "zarr.json"):
-        if (Path(folder) / name).exists():
-            return Path(folder) / name
-    raise UserError(f"{folder}: no set of molecules there: it has neither {MANIFEST} nor zarr.json; build one first")
-
-
 def open_set(folder):
-    """A ShardSet or a ZarrSet. Raises UserError that names the file and the remedy."""
-    return (ShardSet if manifest_file(folder).name == MANIFEST else ZarrSet).open(folder)
+    """A ShardSet, which may be behind a URL, or a ZarrSet. Raises UserError that names the file and the remedy."""
+    if "://" in str(folder) or (Path(folder) / MANIFEST).exists():
+        return ShardSet.open(folder)
+    if (Path(folder) / "zarr.json").exists():
+        return ZarrSet.open(folder)
+    raise UserError(f"{folder}: no set of molecules there: it has neither {MANIFEST} nor zarr.json; build one first")
 
 
 def sequential(molecules, budget, targets=(), forces=False):

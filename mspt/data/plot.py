@@ -189,7 +189,7 @@ def _say(axes, text):
 def overview(shardset):
     """A whole set: sizes and elements of all records; spectra and targets of a sample of evenly spread blocks."""
     numbers = look.sample(shardset)
-    batches = [look.batch(look.read(shardset, number)) for number in numbers]
+    batches = [look.batch(shardset.block(number)) for number in numbers]
     names = shardset.manifest["targets"][:MOST_TARGETS]
     rows = math.ceil(len(names) / 6)
     figure = Figure(figsize=(15, 7 + 2 * rows), layout="constrained")

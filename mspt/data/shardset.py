@@ -1,4 +1,4 @@
-"""A shard set: a folder of tar shards with a manifest and an index.
+"""A shard set: a folder of tar shards with a manifest and an index, on this machine or behind a URL.
 
     manifest.json       schema version, grids, counts, statistics, provenance, and per shard its size and checksum
     index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, checksum (XXH3)
@@ -7,23 +7,36 @@
 Records are numbered in the order in which they lie in the set.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import xxhash
 
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
+from mspt.data.cache import Cache
+from mspt.data.consistency import check_index, check_manifest
 from mspt.data.schema import SCHEMA_VERSION
+from mspt.data.store import Folder, Pipe, Remote, StoreSettings, open_store, sha256
 from mspt.errors import UserError
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
-REQUIRED = ("grids", "records", "largest", "shards", "index_sha256")
+MISSING = "the manifest asks for it, but it is missing; restore it or build the set again"
+
+
+class BadBlock(UserError):
+    """A block that is not what was written: path of its shard, its number in the set, and the reason."""
+
+    def __init__(self, path, number, reason):
+        super().__init__(f"{path}: block {number} is damaged ({reason}); copy the shard again or build it again")
+        self.path, self.number, self.reason = path, number, reason
+
+    def __reduce__(self):
+        return BadBlock, (self.path, self.number, self.reason)
 
 
 def grids():
@@ -31,31 +44,21 @@ def grids():
     return {name: dataclasses.asdict(grid) for name, grid in GRIDS.items()}
 
 
-def sha256(path):
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_there(file):
-    if not file.exists():
-        raise UserError(f"{file}: the manifest asks for it, but it is missing; restore it or build the set again")
-
-
 def checksum(data):
     """XXH3 of a block's bytes as int64: it costs less than reading them does, which CRC32 does not."""
-    return int.from_bytes(xxhash.xxh3_64_digest(data), "big", signed=True)
-
-
-class BadBlock(UserError):
-    """A block that cannot be read as it was written."""
+    value = xxhash.xxh3_64_intdigest(data)
+    return value - (1 << 64) if value >> 63 else value
 
 
 class ShardSet:
-    """manifest: the dict of manifest.json. atoms: int32 [N]. first: int64 [B + 1], the first record of each block."""
+    """manifest: the dict of manifest.json. atoms: int32 [N]. first: int64 [B + 1], the first record of each block.
 
-    def __init__(self, folder, manifest, index):
-        self.folder, self.manifest = folder, manifest
+    Threads may read at once, and so may forked processes; what is pickled opens the set again.
+    """
+
+    def __init__(self, store, cache, manifest, index):
+        self.store, self.cache, self.manifest, self.folder = store, cache, manifest, store.root
+        self.files = [shard["file"] for shard in manifest["shards"]]
         self.atoms = index["atoms"]
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
         self.checksum = index["checksum"]
@@ -63,81 +66,60 @@ class ShardSet:
         self.first = blocks.ptr_of(self.block_records)
 
     @classmethod
-    def open(cls, folder):
-        """Open and check a folder: every shard there, each of the size that the manifest says.
+    def open(cls, url, settings=None):
+        """Open and check a set: manifest, index, and that every shard is there and of the size that it should have.
 
-        Raises UserError that names the file and the remedy.
+        url: a folder, a URL or pipe:COMMAND (store.open_store). settings: StoreSettings. Behind HTTP and pipes a shard
+        is looked at when it is first read. Raises UserError that names the file and the remedy.
         """
-        folder = Path(folder)
-        path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: not there, so {folder} is no shard set; build one with shards.build") from error
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error}); build the set again") from error
-        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: schema_version is {version!r}, this mspt reads {SCHEMA_VERSION}; build the set again"
-            )
-        missing = [name for name in REQUIRED if name not in manifest]
-        if missing:
-            raise UserError(f"{path}: {missing[0]} is missing; restore the file or build the set again")
-        if manifest["grids"] != grids():
-            raise UserError(f"{path}: grids differ from this mspt's; build the set again")
-        if not manifest["shards"] or not manifest["records"]:
-            raise UserError(f"{path}: records is 0; see rejects.jsonl of its build, then build it again")
-        for shard in manifest["shards"]:
-            file = folder / shard["file"]
-            _check_there(file)
-            if file.stat().st_size != shard["bytes"]:
-                raise UserError(
-                    f"{file}: {file.stat().st_size} bytes where the manifest says {shard['bytes']}; "
-                    "copy it again or build the set again"
-                )
-        index = folder / INDEX
-        _check_there(index)
-        if sha256(index) != manifest["index_sha256"]:
-            raise UserError(f"{index}: is damaged (sha256); copy it again or build the set again")
-        # Mapped: all processes of a machine share one copy, however long it is.
-        return cls(folder, manifest, blocks.decode(np.memmap(index, np.uint8, "r")))
+        settings = settings or StoreSettings()
+        store = open_store(url, settings)
+        far = not isinstance(store, Folder)
+        cache = Cache(settings.cache, settings.cache_bytes) if far and settings.cache else None
+        manifest = _read_manifest(store)
+        if isinstance(store, Remote):
+            store.read(MANIFEST, 0, np.empty(1, np.uint8))  # a server that ignores byte ranges is found out now
+        _check_files(store, manifest)
+        return cls(store, cache, manifest, _read_index(store, cache, manifest))
 
     def __reduce__(self):
         # A loader worker that is not forked maps the index itself instead of getting a copy of it.
-        return ShardSet.open, (self.folder,)
+        return ShardSet._again, (self.store, self.cache, self.manifest["index_sha256"])
+
+    @classmethod
+    def _again(cls, store, cache, digest):
+        manifest = _read_manifest(store)
+        if manifest["index_sha256"] != digest:
+            raise UserError(f"{store.path(MANIFEST)}: has changed since the set was opened; start again")
+        return cls(store, cache, manifest, _read_index(store, cache, manifest))
 
     def __len__(self):
         return len(self.atoms)
 
     def read(self, number, buffer=None):
-        """The bytes of one block, checked; read into a buffer (uint8) where one is given.
+        """The bytes of one block, checked. With a buffer (uint8, writable): the part of it that they then fill.
 
-        Raises BadBlock where they are not what was written.
+        Raises BadBlock where they are not what was written, UserError where they cannot be read, and ValueError where
+        the buffer is too small.
         """
-        path, size = self.path(number), int(self.size[number])
-        data = np.empty(size, np.uint8) if buffer is None else buffer[:size]
-        try:
-            with path.open("rb", buffering=0) as file:
-                if os.preadv(file.fileno(), [data], int(self.offset[number])) != size:
-                    raise BadBlock(f"{path}: ends within block {number}; copy the shard again or build it again")
-        except OSError as error:
-            raise BadBlock(f"{path}: cannot be read ({error.strerror}); restore it or build the set again") from error
-        if checksum(data) != self.checksum[number]:
-            raise BadBlock(f"{path}: block {number} is damaged (checksum); copy the shard again or build it again")
-        return data.tobytes() if buffer is None else data
+        size = int(self.size[number])
+        into = np.empty(size, np.uint8) if buffer is None else buffer[:size]
+        if len(into) < size:
+            raise ValueError(f"a buffer of {len(into)} bytes for block {number}, which has {size}")
+        if self.cache is None:
+            self._read(number, into)
+        else:
+            self._read_cached(number, into)
+        return into.tobytes() if buffer is None else into
 
-    def path(self, number):
-        """The shard of a block."""
-        return self.folder / self.manifest["shards"][self.shard[number]]["file"]
-
-    @contextmanager
-    def checking(self, number):
-        """Within the context, a DamagedBlock is a BadBlock that says which block it is."""
+    def block(self, number, buffer=None):
+        """One block as block.decode gives it, checked; its arrays lie in buffer, if one is given. Raises as read."""
         try:
-            yield
+            block = blocks.decode(self.read(number, buffer))
+            blocks.check(block)
         except blocks.DamagedBlock as error:
-            raise BadBlock(f"{self.path(number)}: block {number} is damaged: {error}; build the set again") from error
+            raise self.bad(number, str(error)) from error
+        return block
 
     def records(self, numbers):
         """Yield the Records of the given numbers, in that order. Raises IndexError outside 0 to N - 1."""
@@ -147,7 +129,10 @@ class ShardSet:
                 raise IndexError(f"record {number} of {self.folder}, which has {len(self)}")
             block = int(np.searchsorted(self.first, number, side="right")) - 1
             if block != at:
-                at, held = block, blocks.records(self.read(block))
+                try:
+                    at, held = block, blocks.records(self.read(block))
+                except blocks.DamagedBlock as error:
+                    raise self.bad(block, str(error)) from error
             yield held[number - self.first[block]]
 
     def verify(self, progress=lambda size: None):
@@ -156,14 +141,133 @@ class ShardSet:
         progress(bytes) is called after every shard and after every block.
         """
         for shard in self.manifest["shards"]:
-            path = self.folder / shard["file"]
-            if sha256(path) != shard["sha256"]:
+            if self.store.sha256(shard["file"], shard["bytes"]) != shard["sha256"]:
+                path = self.store.path(shard["file"])
                 raise UserError(f"{path}: is damaged (sha256); copy the shard again or build it again")
             progress(shard["bytes"])
-        for number, count in enumerate(self.block_records):
-            ptr = blocks.decode(self.read(number))["ptr"]
-            if len(ptr) - 1 != count or not np.array_equal(
-                np.diff(ptr), self.atoms[slice(*self.first[number : number + 2])]
-            ):
-                raise UserError(f"{self.folder / INDEX}: disagrees with block {number}; build the set again")
+        for number in range(len(self.block_records)):
+            own = self.atoms[slice(*self.first[number : number + 2])]
+            if not np.array_equal(np.diff(self.block(number)["ptr"]), own):
+                raise UserError(f"{self.store.path(INDEX)}: disagrees with block {number}; build the set again")
             progress(self.size[number])
+
+    def _read(self, number, into):
+        got = self.store.read(self.files[self.shard[number]], int(self.offset[number]), into)
+        if not self._is_whole(number, into[:got]):
+            raise self.bad(number, "checksum" if got == len(into) else f"{got} bytes of {len(into)}")
+
+    def _read_cached(self, number, into):
+        kept = self.cache.read(self._entry(number))
+        if kept is not None and self._is_whole(number, kept):
+            into[:] = np.frombuffer(kept, np.uint8)
+        elif isinstance(self.store, Pipe):
+            self._read_pipe(number, into)
+        else:
+            self._read(number, into)
+            self._keep(number, into)
+
+    def _read_pipe(self, number, into):
+        """Run the command once; all blocks of the shard that are whole go into the cache."""
+        shard = int(self.shard[number])
+        own = range(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
+        spans = [(int(self.offset[other]), int(self.size[other])) for other in own]
+        found = False
+        for other, data in zip(own, self.store.spans(self.files[shard], spans), strict=True):
+            if self._is_whole(other, data):
+                self._keep(other, data)
+                if other == number:
+                    into[:] = np.frombuffer(data, np.uint8)
+                    found = True
+        if not found:
+            raise self.bad(number, "checksum")
+
+    def _is_whole(self, number, data):
+        return len(data) == self.size[number] and checksum(data) == self.checksum[number]
+
+    def bad(self, number, reason):
+        """The BadBlock of a block that turned out not to be what was written."""
+        return BadBlock(self.store.path(self.files[self.shard[number]]), int(number), reason)
+
+    def _entry(self, number):
+        return f"{self.manifest['index_sha256']}-{number}"
+
+    def _keep(self, number, data):
+        self.cache.add(self._entry(number), lambda path: path.write_bytes(data))
+
+
+def _read_manifest(store):
+    """The dict of manifest.json. Raises UserError where it is not one that this mspt reads."""
+    path = store.path(MANIFEST)
+    try:
+        manifest = json.loads(store.fetch(MANIFEST).decode())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not there, so {store.root} is no shard set; build one with shards.build") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); build the set again") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version is {version!r}, this mspt reads {SCHEMA_VERSION}; build the set again")
+    check_manifest(manifest, path)
+    if manifest["grids"] != grids():
+        raise UserError(f"{path}: grids differ from this mspt's; build the set again")
+    return manifest
+
+
+def _check_files(store, manifest):
+    """Raise UserError where a file is missing or a shard has another size than the manifest says.
+
+    Some stores can only tell when the file is read.
+    """
+    expected = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
+    sizes = store.sizes([INDEX, *expected])
+    if sizes is None:
+        return
+    for file in (*expected, INDEX):
+        if file not in sizes:
+            raise UserError(f"{store.path(file)}: {MISSING}")
+        if sizes[file] != expected.get(file, sizes[file]):
+            raise UserError(
+                f"{store.path(file)}: {sizes[file]} bytes where the manifest says {expected[file]}; "
+                "copy it again or build the set again"
+            )
+
+
+def _read_index(store, cache, manifest):
+    """Name -> array of the index. Raises UserError where it is not what was written."""
+    path, digest = store.path(INDEX), manifest["index_sha256"]
+    try:
+        data = _mapped(path, digest) if isinstance(store, Folder) else _fetched(store, cache, digest)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {MISSING}") from error
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise UserError(f"{path}: cannot be read ({error}); restore it or build the set again") from error
+    if data is None:
+        raise UserError(f"{path}: is damaged (sha256); copy it again or build the set again")
+    try:
+        index = blocks.decode(data)
+    except blocks.DamagedBlock as error:
+        raise UserError(f"{path}: {error}; build the set again") from error
+    check_index(index, manifest, path)
+    return index
+
+
+def _mapped(path, digest):
+    """A local file's bytes, uint8, of which all processes of a machine share one copy; None where SHA-256 differs.
+
+    Raises FileNotFoundError.
+    """
+    return np.memmap(path, np.uint8, "r") if sha256(path) == digest else None
+
+
+def _fetched(store, cache, digest):
+    """The same for the index of a store that is far away: mapped if there is a cache that keeps it."""
+    if cache is not None:
+        for missing in (True, False):
+            with contextlib.suppress(OSError, ValueError):
+                data = _mapped(cache.path(digest), digest)
+                if data is not None:
+                    return data
+            if missing:
+                cache.add(digest, partial(store.save, INDEX))
+    data = np.frombuffer(store.fetch(INDEX), np.uint8)
+    return data if hashlib.sha256(data).hexdigest() == digest else None

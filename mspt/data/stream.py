@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, get_worker_info
 from mspt.chemistry.spectra import LINE_SHAPES, SPECTRA, LineShape
 from mspt.data import keyed, order, packing
 from mspt.data.batch import MoleculeBatch
+from mspt.data.block import DamagedBlock
 from mspt.data.gather import Held
 from mspt.data.shardset import BadBlock, ShardSet
+from mspt.data.store import StoreSettings
 from mspt.errors import UserError
 from mspt.settings import Settings
 
@@ -35,11 +37,11 @@ class Part(Settings):
 
 
 class DataSettings(Settings):
-    """train: the folder of a shard set; or mixture: several with weights. heldout: of another. lanes: fixed streams
-    that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes / ranks of them. workers:
-    loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together. budget: of one
-    micro-batch. on_bad_block: stop at a damaged block, or leave its records out. line_shapes: how lines become spectra;
-    what is not named keeps its default.
+    """train: the folder or URL of a shard set; or mixture: several with weights. heldout: of another. lanes: fixed
+    streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes / ranks of them.
+    workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together. budget: of one
+    micro-batch. store: how sets behind URLs are read. on_bad_block: stop at a damaged block, or leave its records out.
+    line_shapes: how lines become spectra; what is not named keeps its default.
     """
 
     train: str | None = None
@@ -49,6 +51,7 @@ class DataSettings(Settings):
     workers: int = Field(0, ge=0)
     window: int = Field(16, ge=1)
     budget: packing.Budget
+    store: StoreSettings = StoreSettings()
     on_bad_block: Literal["error", "skip"] = "error"
     line_shapes: dict[Literal[SPECTRA], LineShape] = LINE_SHAPES
 
@@ -70,7 +73,7 @@ class DataSettings(Settings):
 
     def open(self):
         """The ShardSets of parts."""
-        return [ShardSet.open(part.path) for part in self.parts]
+        return [ShardSet.open(part.path, self.store) for part in self.parts]
 
 
 class Lane:
@@ -124,8 +127,7 @@ class Lane:
         shardset, number = self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
         slot, buffer = held.slot(int(shardset.size[number]))
         try:
-            with shardset.checking(number):
-                held.put(slot, shardset.read(number, buffer))
+            _hold(held, slot, shardset, number, buffer)
         except BadBlock as error:
             held.drop(slot)
             if self.settings.on_bad_block == "error":
@@ -149,6 +151,14 @@ class Lane:
             records = keyed.mix(batch.records, torch.from_numpy(self.order.passes[pieces]))
             batch = replace(batch, records=records)
         return replace(batch, missing=missing) if missing else batch
+
+
+def _hold(held, slot, shardset, number, buffer):
+    """Read a block into a slot's buffer. Raises BadBlock."""
+    try:
+        held.put(slot, shardset.read(number, buffer))
+    except DamagedBlock as error:
+        raise shardset.bad(number, str(error)) from error
 
 
 class Stream:
@@ -236,8 +246,7 @@ def sequential(shardset, budget, targets=(), forces=False):
         for b in range(int(block[0]), int(block[-1]) + 1):
             if b not in slots:
                 slots[b], buffer = held.slot(int(shardset.size[b]))
-                with shardset.checking(b):
-                    held.put(slots[b], shardset.read(b, buffer))
+                _hold(held, slots[b], shardset, b, buffer)
         which = np.array([slots[b] for b in block.tolist()], np.int32)
         atoms = int(shardset.atoms[begin:end].sum())
         yield held.batch(which, (number - shardset.first[block]).astype(np.int32), atoms)

@@ -9,6 +9,8 @@ Names in a store of N molecules with n atoms in all, in the order of the set, F 
 Attributes: kind ("embeddings"), encoder, data (their paths and sha256), records, pool, versions and arrays.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,9 @@ from tqdm import tqdm
 import mspt
 from mspt import files
 from mspt.data.block import ptr_of
-from mspt.data.opening import manifest_file, open_set, sequential
+from mspt.data.opening import open_set, sequential
 from mspt.data.packing import Budget
-from mspt.data.shardset import sha256
+from mspt.data.store import sha256
 from mspt.data.zarr_arrays import StoreWriter
 from mspt.errors import UserError
 from mspt.models import encoders
@@ -65,10 +67,15 @@ def embed(encoder, data, out, pool="sum", atoms=False, budget_atoms=8192):
             {
                 "kind": "embeddings",
                 "encoder": {"path": str(encoder), "sha256": sha256(Path(encoder) / "model.safetensors")},
-                "data": {"path": str(data), "sha256": sha256(manifest_file(data))},
+                "data": {"path": str(data), "sha256": _digest(molecules.manifest)},
                 "records": len(molecules),
                 "pool": pool,
                 "versions": {"mspt": mspt.__version__, "torch": torch.__version__},
             }
         )
     return len(molecules)
+
+
+def _digest(manifest):
+    """SHA-256 of what a set says of itself, wherever it lies."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

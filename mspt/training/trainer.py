@@ -52,7 +52,7 @@ class Trainer:
         self.config = config
         self.dir = Path(config.run.dir)
         self.train_sets = config.data.open()
-        self.heldout_set = ShardSet.open(config.data.heldout) if config.data.heldout else None
+        self.heldout_set = ShardSet.open(config.data.heldout, config.data.store) if config.data.heldout else None
         self.process = initialise()
         self.device = self.process.device
         if config.training.deterministic:

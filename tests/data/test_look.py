@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_everything_is_read_where_the_blocks_are_few(bundled, records):
     assert said["sample"] == {"blocks": 7, "records": 223}
     atoms = [len(r.numbers) for r in records]
     assert (said["records"], said["atoms"]) == (len(records), sum(atoms))
-    assert said["bytes"] == sum(file.stat().st_size for file in bundled.folder.glob("*.tar"))
+    assert said["bytes"] == sum(file.stat().st_size for file in Path(bundled.folder).glob("*.tar"))
     assert said["bytes_per_record"] == said["bytes"] / 223
     assert (said["sizes"]["min"], said["sizes"]["max"]) == (min(atoms), max(atoms))
     assert said["sizes"]["mean"] == pytest.approx(np.mean(atoms))
@@ -177,7 +178,7 @@ def test_digits_are_a_key_first_where_keys_are_digits(tmp_path):
 
 
 def test_a_key_is_not_taken_for_another_of_the_same_word(bundled, records, monkeypatch):
-    monkeypatch.setattr(look.keyed, "word", lambda key: int(look.read(bundled, 1)["words"][0]))
+    monkeypatch.setattr(look.keyed, "word", lambda key: int(bundled.block(1)["words"][0]))
     with pytest.raises(UserError, match="no record has the key"):
         look.find(bundled, records[0].key)
     assert look.find(bundled, records[32].key) == 32
@@ -253,7 +254,7 @@ def test_xyz_is_read_by_others(records, tmp_path):
 
 def test_a_folder_of_sets_means_them_all_or_none(bundled):
     assert [folder.name for folder in look.sets(BUNDLED)] == ["heldout", "train"]
-    assert look.sets(bundled.folder) == [bundled.folder]
+    assert look.sets(Path(bundled.folder)) == [Path(bundled.folder)]
     with pytest.raises(UserError, match=r"qm9-spectra: is no shard set but holds .*heldout, .*train; give one of them"):
         look.open_one(BUNDLED)
     with pytest.raises(UserError, match=r"bundled/manifest\.json: not there, so .* is no shard set"):
@@ -262,11 +263,11 @@ def test_a_folder_of_sets_means_them_all_or_none(bundled):
 
 def test_verify_reads_everything(bundled, tmp_path):
     size = describe(bundled)["bytes"]
-    assert f"1 shards, 7 blocks, 223 records, {size:,} bytes" in look.verify(bundled.folder)
+    assert f"1 shards, 7 blocks, 223 records, {size:,} bytes" in look.verify(Path(bundled.folder))
     told = []
     bundled.verify(told.append)
     assert sum(told) == size + bundled.size.sum()
-    copy = shutil.copytree(bundled.folder, tmp_path / "set")
+    copy = shutil.copytree(Path(bundled.folder), tmp_path / "set")
     data = bytearray((copy / "shard-00000.tar").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "shard-00000.tar").write_bytes(data)
@@ -281,7 +282,7 @@ def test_the_lines_in_the_documentation_read_a_shard(bundled, records, monkeypat
     assert "DIR" in code and "mspt" not in code
     load, seen = safetensors.numpy.load, []
     monkeypatch.setattr(safetensors.numpy, "load", lambda data: seen.append(load(data)) or seen[-1])
-    exec(code.replace("DIR", str(bundled.folder)), {})
+    exec(code.replace("DIR", str(Path(bundled.folder))), {})
     assert len(seen) == 7
     keys, numbers, positions = (
         np.concatenate([block[name] for block in seen]) for name in ("keys", "numbers", "positions")
@@ -296,9 +297,9 @@ def test_the_lines_in_the_documentation_read_a_shard(bundled, records, monkeypat
 
 def test_a_damaged_block_is_named(everything, tmp_path):
     copy = ShardSet.open(shutil.copytree(everything[0].folder, tmp_path / "set"))
-    data = bytearray((copy.folder / "shard-00000.tar").read_bytes())
+    data = bytearray((Path(copy.folder) / "shard-00000.tar").read_bytes())
     data[int(copy.offset[1]) + 200] ^= 1
-    (copy.folder / "shard-00000.tar").write_bytes(data)
+    (Path(copy.folder) / "shard-00000.tar").write_bytes(data)
     for action in (describe, lambda s: look.find(s, "nothing"), lambda s: look.show(s, len(s) - 1)):
         with pytest.raises(UserError, match=r"shard-00000\.tar: block 1 is damaged"):
             action(copy)

@@ -67,8 +67,10 @@ def test_it_is_the_encoder_by_hand(tmp_path, encoder, data, pool, capsys):
         np.testing.assert_allclose(embeddings[i], expected, rtol=1e-4, atol=1e-4)
     assert group.attrs["pool"] == pool
     assert group.attrs["versions"] == {"mspt": __version__, "torch": torch.__version__}
-    for name, file in (("encoder", encoder / "model.safetensors"), ("data", data / "zarr.json")):
-        assert group.attrs[name]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = (encoder / "model.safetensors").read_bytes()
+    assert group.attrs["encoder"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    manifest = json.dumps(ZarrSet.open(data).manifest, sort_keys=True).encode()
+    assert group.attrs["data"]["sha256"] == hashlib.sha256(manifest).hexdigest()
     assert capsys.readouterr().out == f"wrote 40 embeddings to {tmp_path / 'out.zarr'}\n"
 
 
