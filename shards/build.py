@@ -31,7 +31,7 @@ def held_out(key, share):
 
 
 def build(records, rejects, out, provenance, split=None, block=256, strict=False):
-    """Write records (an iterable of Record) as shard sets -> name -> manifest, and the rejects.
+    """Write records (an iterable of Record and RejectedRecord) as shard sets -> name -> manifest, and the rejects.
 
     rejects: rows that the source has refused already. split: the share to hold out, or None. Raises UserError where
     out is there already, where a set would be empty, or with strict at the first record that is refused.
@@ -50,6 +50,8 @@ def build(records, rejects, out, provenance, split=None, block=256, strict=False
     writers = {name: ShardSetWriter(aside / name, provenance, block) for name in names}
     for record in records:
         try:
+            if isinstance(record, RejectedRecord):
+                raise record
             validate(record)
             if record.key in seen:
                 raise RejectedRecord(record.key, "key", "is there twice")
@@ -75,14 +77,10 @@ def build(records, rejects, out, provenance, split=None, block=256, strict=False
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sources = parser.add_subparsers(dest="source", required=True)
-    source = sources.add_parser("computed", help="a folder of shards.sources.computed")
-    source.add_argument("--from", dest="folder", required=True, type=Path)
-    source.set_defaults(open=lambda options: computed.records(options.folder))
-    source = sources.add_parser("qm9", help="QM9 of the package qm9pack, without spectra")
-    source.add_argument("--count", type=int, help="how many, spread over the whole set (default: all)")
-    source.add_argument("--seed", type=int, default=0, help="which ones")
-    source.set_defaults(open=lambda options: qm9.records(options.count, options.seed))
-    for source in sources.choices.values():
+    for name, module in (("computed", computed), ("qm9", qm9)):
+        source = sources.add_parser(name, help=module.HELP)
+        module.add_arguments(source)
+        source.set_defaults(open=module.open)
         source.add_argument("--out", required=True, type=Path)
         source.add_argument("--split", type=float, help="share to hold out")
         source.add_argument("--block", type=int, default=256, help="records a block")
@@ -90,12 +88,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     try:
-        records, rejects, provenance = options.open(options)
+        source = options.open(options)
         command = shlex.join(["python", "-m", "shards.build", *(arguments or sys.argv[1:])])
-        provenance = {"command": command, **provenance}
-        manifests, rejects = build(
-            records, rejects, options.out, provenance, options.split, options.block, options.strict
-        )
+        provenance = {"command": command, **source.provenance}
+        records = (record for chunk in source.chunks(options.block) for record in source.read(chunk))
+        manifests, rejects = build(records, [], options.out, provenance, options.split, options.block, options.strict)
     except UserError as error:
         print(f"shards.build: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,19 +8,25 @@ goes on where it stopped when the same command is given again. `shards.build com
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from mspt.chemistry.spectra import GRIDS
-from mspt.data.schema import Lines, Record
+from mspt.data.schema import Lines, Record, RejectedRecord
 from mspt.errors import UserError
+from shards.molecules import embed
+from shards.source import Source
 from shards.sources import qm9
+
+HELP = "a folder of shards.sources.computed"
 
 # Lines weaker than this (in the spectrum's unit) are left out of a record: forbidden ones, and numerical noise.
 WEAKEST = {"uv_vis": 1e-5, "ir": 1e-3, "raman": 1e-3}
@@ -79,24 +85,16 @@ def smiles_molecules(path):
 
     Lines that RDKit cannot embed are yielded as (key, reason) for the rejects.
     """
-    from rdkit import Chem
-    from rdkit.Chem import AllChem
-
     for number, line in enumerate(Path(path).read_text().splitlines(), 1):
         fields = line.split()
         if not fields:
             continue
         key = fields[1] if len(fields) > 1 else f"{Path(path).stem}-{number:06d}"
-        parsed = Chem.MolFromSmiles(fields[0])
-        if parsed is None:
-            yield key, f"{path}:{number}: RDKit cannot read the SMILES {fields[0]!r}"
+        try:
+            molecule = embed(fields[0], zlib.crc32(key.encode()))
+        except ValueError as error:
+            yield key, f"{path}:{number}: {error}"
             continue
-        molecule = Chem.AddHs(parsed)
-        if AllChem.EmbedMolecule(molecule, randomSeed=zlib.crc32(key.encode()) & 0x7FFFFFFF) != 0:
-            yield key, f"{path}:{number}: RDKit cannot embed {fields[0]!r}"
-            continue
-        if AllChem.MMFFHasAllMoleculeParams(molecule):
-            AllChem.MMFFOptimizeMolecule(molecule, maxIters=2000)
         yield qm9.Molecule(
             key=key,
             numbers=np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.uint8),
@@ -118,12 +116,19 @@ def _work(molecule):
         return {"key": molecule.key, "smiles": molecule.smiles, "reason": str(error)}
 
 
-def rows(path):
-    """The rows of a JSON-lines file, without a torn last line: a kill left it, or it is being written."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]
+def placed_rows(path):
+    """Yield (byte where it begins, row) of a JSON-lines file, if it is there.
+
+    A torn last line is left out: a kill left it, or it is being written.
+    """
+    if not Path(path).exists():
+        return
+    with Path(path).open("rb") as file:
+        place = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                yield place, json.loads(line)
+            place += len(line)
 
 
 def _cut_torn_line(path):
@@ -139,7 +144,7 @@ def run(molecules, out, processes):
     files = [out / f"{name}.jsonl" for name in ("results", "rejects")]
     for file in files:
         _cut_torn_line(file)
-    known = {row["key"] for file in files for row in rows(file)}
+    known = {row["key"] for file in files for _, row in placed_rows(file)}
     todo = [m for m in molecules if (m[0] if isinstance(m, tuple) else m.key) not in known]
     print(f"{len(known)} molecules done, {len(todo)} to do, {processes} processes", flush=True)
     # Threads inside a molecule would fight with the processes over the cores.
@@ -162,26 +167,57 @@ def run(molecules, out, processes):
                 print(f"{done}/{len(todo)} {seconds:.0f} s, {left:.0f} s left{note}", flush=True)
 
 
-def records(folder):
-    """Records of a folder of results, the rows it has refused, and what a manifest says of them.
+class Computed(Source):
+    """Rows of a folder of results, by their key: processes finish in no fixed order. Refused rows come last.
 
-    Raises UserError where there are no results.
+    A chunk is a list of (number of the file, byte where the row begins).
     """
-    results, rejects = (rows(Path(folder) / f"{name}.jsonl") for name in ("results", "rejects"))
-    if not results:
-        raise UserError(f"{folder}: no results.jsonl with results; run python -m shards.sources.computed first")
-    results.sort(key=lambda row: row["key"])  # they come in the order in which processes finished
-    methods = results[0]["method"]
-    seconds = {part: sum(row["seconds"][part] for row in results) for part in results[0]["seconds"]}
-    source = "QM9 (B3LYP/6-31G(2df,p) geometries, qm9pack)" if results[0]["targets"] else "SMILES (RDKit conformers)"
-    provenance = {
-        "source": source,
-        "methods": methods,
-        "cpu_seconds": {part: round(total) for part, total in seconds.items()},
-        "units": {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
-    }
-    refused = [{"key": row["key"], "field": "spectra", "reason": row["reason"]} for row in rejects]
-    return (_record(row, source) for row in results), refused, provenance
+
+    def __init__(self, folder):
+        self.inputs = [path for name in ("results", "rejects") if (path := Path(folder) / f"{name}.jsonl").exists()]
+        places, refused, seconds, first = [], [], Counter(), None
+        for number, path in enumerate(self.inputs):
+            for place, row in placed_rows(path):
+                if "reason" in row:
+                    refused.append((number, place))
+                    continue
+                places.append((row["key"], number, place))
+                seconds.update(row["seconds"])
+                first = min(first or row, row, key=lambda row: row["key"])
+        if not places:
+            raise UserError(f"{folder}: no results.jsonl with results; run python -m shards.sources.computed first")
+        self.places = [(number, place) for _, number, place in sorted(places)] + refused
+        self.total = len(self.places)
+        qm9_targets = bool(first["targets"])
+        self.provenance = {
+            "source": "QM9 (B3LYP/6-31G(2df,p) geometries, qm9pack)" if qm9_targets else "SMILES (RDKit conformers)",
+            "methods": first["method"],
+            "cpu_seconds": {part: round(total) for part, total in seconds.items()},
+            "units": {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
+        }
+
+    def chunks(self, size):
+        for first in range(0, self.total, size):
+            yield self.places[first : first + size]
+
+    def read(self, chunk):
+        for number, places in itertools.groupby(chunk, key=lambda place: place[0]):
+            with self.inputs[number].open("rb") as file:
+                for _, place in places:
+                    file.seek(place)
+                    row = json.loads(file.readline())
+                    if "reason" in row:
+                        yield RejectedRecord(row["key"], "spectra", row["reason"])
+                    else:
+                        yield _record(row, self.provenance["source"])
+
+
+def add_arguments(parser):
+    parser.add_argument("--from", dest="folder", required=True, type=Path, help="folder of results.jsonl")
+
+
+def open(options):
+    return Computed(options.folder)
 
 
 def _record(row, source):

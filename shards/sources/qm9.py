@@ -5,6 +5,7 @@ Geometries, frequencies and targets are B3LYP/6-31G(2df,p) (Ramakrishnan et al.,
 
 import csv
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -16,6 +17,10 @@ import numpy as np
 from mspt.chemistry.elements import NUMBERS
 from mspt.chemistry.units import HARTREE_EV
 from mspt.data.schema import Record
+from mspt.errors import UserError
+from shards.source import Source
+
+HELP = "QM9 of the package qm9pack, without spectra"
 
 # Target -> (column of qm9pack, factor to the unit in TARGET_UNITS). Energies are eV, as in torch-geometric.
 TARGETS = {
@@ -52,18 +57,19 @@ class Molecule:
     frequencies: np.ndarray | None = None
 
 
-def molecules():
-    """Yield every Molecule of qm9pack in the order of its index.
-
-    Raises ModuleNotFoundError where qm9pack is not installed.
-    """
+def files():
+    """The three CSVs of qm9pack, in the order of its index. Raises UserError where it is not installed."""
     # The package itself cannot be imported (it needs pkg_resources, which setuptools 82 dropped); its files can.
     spec = importlib.util.find_spec("qm9pack")
     if spec is None:
-        raise ModuleNotFoundError("qm9pack is not installed: pip install 'mspt[chem]'")
+        raise UserError("qm9pack is not installed: pip install 'mspt[chem]'")
+    return [Path(spec.submodule_search_locations[0]) / "data" / f"qm9_part{part}.csv" for part in (1, 2, 3)]
+
+
+def molecules():
+    """Yield every Molecule of qm9pack in the order of its index."""
     csv.field_size_limit(sys.maxsize)
-    for part in (1, 2, 3):
-        path = Path(spec.submodule_search_locations[0]) / "data" / f"qm9_part{part}.csv"
+    for path in files():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 yield _molecule(row)
@@ -75,23 +81,59 @@ def choose(molecules, count, seed):
     return [molecules[i] for i in order[:count]]
 
 
-def records(count=None, seed=0):
-    """Records of count molecules (None: all), no rejects, and what a manifest says of them."""
-    chosen = list(molecules())
-    chosen = chosen if count is None else sorted(choose(chosen, count, seed), key=lambda molecule: molecule.key)
-    source = "QM9 (B3LYP/6-31G(2df,p) geometries and targets, qm9pack)"
-    made = (
-        Record(
-            key=molecule.key,
-            numbers=molecule.numbers,
-            positions=molecule.positions.astype(np.float32),
-            targets=molecule.targets,
-            smiles=molecule.smiles,
-            source=source,
-        )
-        for molecule in chosen
+class QM9(Source):
+    """Rows of qm9pack's CSVs, each one line. A chunk is a list of (number of the file, byte where the row begins)."""
+
+    def __init__(self, count, seed):
+        self.inputs = files()
+        self.provenance = {
+            "source": "QM9 (B3LYP/6-31G(2df,p) geometries and targets, qm9pack)",
+            "units": TARGET_UNITS,
+        }
+        self.places = [(part, place) for part, path in enumerate(self.inputs) for place in _line_starts(path)[1:]]
+        if count is not None:
+            self.places = sorted(choose(self.places, count, seed))
+        self.total = len(self.places)
+
+    def chunks(self, size):
+        for first in range(0, self.total, size):
+            yield self.places[first : first + size]
+
+    def read(self, chunk):
+        csv.field_size_limit(sys.maxsize)
+        for part, places in itertools.groupby(chunk, key=lambda place: place[0]):
+            with self.inputs[part].open("rb") as file:
+                header = file.readline().decode()
+                for _, place in places:
+                    file.seek(place)
+                    (row,) = csv.DictReader([header, file.readline().decode()])
+                    yield _record(_molecule(row), self.provenance["source"])
+
+
+def add_arguments(parser):
+    parser.add_argument("--count", type=int, help="how many, spread over the whole set (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+
+
+def open(options):
+    return QM9(options.count, options.seed)
+
+
+def _line_starts(path):
+    """Where each line of a file begins, in bytes."""
+    with path.open("rb") as file:
+        return list(itertools.accumulate(map(len, file), initial=0))[:-1]
+
+
+def _record(molecule, source):
+    return Record(
+        key=molecule.key,
+        numbers=molecule.numbers,
+        positions=molecule.positions.astype(np.float32),
+        targets=molecule.targets,
+        smiles=molecule.smiles,
+        source=source,
     )
-    return made, [], {"source": source, "units": TARGET_UNITS}
 
 
 def _molecule(row):

@@ -1,5 +1,6 @@
 """Where molecules come from: QM9, lists of SMILES, and the folder of computed spectra."""
 
+import argparse
 import itertools
 import json
 
@@ -13,6 +14,7 @@ pytest.importorskip("rdkit")
 from mspt.data.schema import Lines, validate
 from mspt.errors import UserError
 from shards.sources import computed, qm9
+from tests.shards.reading import read
 
 HARTREE = 27.211386245988
 # From the published files dsgdb9nsd_000001.xyz and dsgdb9nsd_000003.xyz (Ramakrishnan et al., 2014).
@@ -83,6 +85,32 @@ def test_a_smaller_choice_is_a_prefix_of_a_larger_one(n, a, b, seed):
     assert sorted(qm9.choose(molecules, n, seed)) == molecules
 
 
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """qm9pack's own three files, cut after 20 rows each."""
+    for path in qm9.files():
+        with path.open("rb") as file:
+            (tmp_path / path.name).write_bytes(b"".join(itertools.islice(file, 21)))
+    paths = [tmp_path / path.name for path in qm9.files()]
+    monkeypatch.setattr(qm9, "files", lambda: paths)
+
+
+@pytest.mark.parametrize("count", [None, 13])
+def test_records_are_the_molecules_of_the_files(short, count):
+    """The rows are found by their places, read in chunks that cross files, and are those of molecules()."""
+    every = list(qm9.molecules())
+    assert len(every) == 60
+    chosen = every if count is None else sorted(qm9.choose(every, count, seed=3), key=lambda molecule: molecule.key)
+    source = qm9.open(argparse.Namespace(count=count, seed=3))
+    records, refused = read(source, size=7)
+    assert not refused and source.total == len(chosen)
+    assert [record.key for record in records] == [molecule.key for molecule in chosen]
+    for record, molecule in zip(records, chosen, strict=True):
+        np.testing.assert_array_equal(record.numbers, molecule.numbers)
+        np.testing.assert_array_equal(record.positions, molecule.positions.astype(np.float32))
+        assert (record.smiles, record.targets) == (molecule.smiles, molecule.targets)
+
+
 @pytest.fixture(scope="module")
 def smiles_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("smiles") / "some.smi"
@@ -111,17 +139,18 @@ def test_molecules_of_a_smiles_file(smiles_file):
 
 
 def test_a_folder_of_results(finished):
-    records, refused, provenance = computed.records(finished)
-    records = list(records)
+    source = computed.open(argparse.Namespace(folder=finished))
+    records, refused = read(source, size=2)
     assert [record.key for record in records] == ["ammonia", "some-000003", "water"]
     for record in records:
         validate(record)
         assert set(record.spectra) == set(record.methods) == {"uv_vis", "ir", "raman"}
         assert all(isinstance(lines, Lines) and len(lines.positions) for lines in record.spectra.values())
         assert all(lines.strengths.min() > computed.WEAKEST[name] for name, lines in record.spectra.items())
-    assert [(row["key"], row["field"]) for row in refused] == [("broken", "spectra")]
-    assert provenance["methods"] == {"ir": "GFN2-xTB", "raman": "GFN2-xTB", "uv_vis": "TD-B3LYP/def2-SVP"}
-    assert "SMILES" in provenance["source"]
+    assert [(error.key, error.field) for error in refused] == [("broken", "spectra")]
+    assert source.provenance["methods"] == {"ir": "GFN2-xTB", "raman": "GFN2-xTB", "uv_vis": "TD-B3LYP/def2-SVP"}
+    assert "SMILES" in source.provenance["source"]
+    assert source.total == 4
 
 
 def test_a_torn_last_line_is_computed_again(finished, smiles_file, tmp_path, capsys):
@@ -131,7 +160,7 @@ def test_a_torn_last_line_is_computed_again(finished, smiles_file, tmp_path, cap
     torn.mkdir()
     (torn / "results.jsonl").write_bytes(b"".join(kept[:2]) + kept[2][:-40])
     (torn / "rejects.jsonl").write_bytes((finished / "rejects.jsonl").read_bytes())
-    assert [row["key"] for row in computed.rows(torn / "results.jsonl")] == [
+    assert [row["key"] for _, row in computed.placed_rows(torn / "results.jsonl")] == [
         json.loads(line)["key"] for line in kept[:2]
     ]
     assert (torn / "results.jsonl").read_bytes().endswith(kept[2][:-40])  # a reader leaves the file as it is
@@ -162,4 +191,4 @@ def test_bonds():
 
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no results\.jsonl"):
-        computed.records(tmp_path)
+        computed.open(argparse.Namespace(folder=tmp_path))
