@@ -1,0 +1,73 @@
+"""Work for many processes: nothing lost, nothing piled up, and an end whatever ends."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import shards
+from mspt.errors import UserError
+from shards.pool import unordered
+from tests.shards.working import work
+
+ROOT = Path(shards.__file__).parent.parent
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_every_task_is_done_once(processes):
+    assert sorted(unordered(work, iter(range(50)), processes)) == list(range(0, 100, 2))
+    assert list(unordered(work, iter(()), processes)) == []
+    assert multiprocessing.active_children() == []
+
+
+def test_tasks_are_asked_for_when_somebody_is_free():
+    """Chunks may be large: no more of them are held than there are processes, and one."""
+    asked = []
+    tasks = (asked.append(task) or task for task in range(30))
+    for done, _ in enumerate(unordered(work, tasks, 2)):
+        assert len(asked) <= done + 3
+    assert len(asked) == 30
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("killed", UserError, "a worker process was ended by SIGKILL, .* give the same command again"),
+        ("exit", UserError, "a worker process was ended with code 3"),
+        ("refused", UserError, "^fix this$"),
+        ("wrong", RuntimeError, "KeyError: 'a bug'"),
+    ],
+)
+def test_an_end_of_one_is_the_end_of_all(task, kind, message):
+    with pytest.raises(kind, match=message):
+        list(unordered(work, [1, "slow", task, *range(9)], 2))
+    assert multiprocessing.active_children() == []
+
+
+def test_interrupted_without_a_word_of_the_workers():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.shards.working"],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == process.stdout.readline() == "at work\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("a process is left")
