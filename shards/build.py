@@ -274,20 +274,21 @@ def _compare(plan, settings, folders, summary):
     molecules, part = records.column("molecules"), records.column("part")
     molecules[later] = 0
     groups = duplicates.groups(molecules, inchikey)
-    parts = [[plan.split.parts[number] for number in part[group]] for group in groups]
-    _write_lines(
-        plan.work / RESULT / "duplicates.jsonl",
-        (
-            {"inchikey": inchikey(group[0]), "keys": [key(row) for row in group], "parts": own}
-            for group, own in zip(groups, parts, strict=True)
-        ),
+    rows = (
+        {
+            "inchikey": inchikey(group[0]),
+            "keys": [key(row) for row in group],
+            "parts": [plan.split.parts[number] for number in part[group]],
+        }
+        for group in groups
     )
+    _write_lines(plan.work / RESULT / "duplicates.jsonl", rows)
     summary.duplicates = len(groups)
     if settings.drop_duplicates:
         for row in itertools.chain.from_iterable(group[1:] for group in groups):
             dropped[records.chunk_of(row)].add(key(row))
     else:
-        summary.leaking = sum(len(set(own)) > 1 for own in parts)
+        summary.leaking = sum(bool(part[group].min() != part[group].max()) for group in groups)
     return twice, dropped
 
 
@@ -307,7 +308,7 @@ def _rejects(folders, summary, strict):
 
 
 def _write_lines(path, rows):
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()

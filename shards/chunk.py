@@ -76,7 +76,7 @@ def build(plan, task):
         shutil.rmtree(left)
     aside = plan.work / f".{task.name}.{os.getpid()}"
     aside.mkdir()
-    count, writers, keys, parts, inchikeys = Count(), {}, {}, [], []
+    count, writers, keys, parts, smiles = Count(), {}, {}, [], []
     for item in islice(plan.source.read(task.chunk), task.rows):
         count.rows += 1
         try:
@@ -108,9 +108,11 @@ def build(plan, task):
         writers[part].add(item)
         keys[item.key] = keyed.word(item.key)
         parts.append(part)
-        inchikeys.append(identity.inchikey(item.smiles) if plan.inchikey and item.smiles else "")
+        smiles.append(item.smiles)
     for part, writer in writers.items():
         writer.close().save(aside / plan.split.parts[part])
+    # In a row at the end: between other work, each takes twice as long.
+    inchikeys = [identity.inchikey(one) if plan.inchikey and one else "" for one in smiles]
     texts = [key.encode() for key in keys]
     records = {
         "keys": np.frombuffer(b"".join(texts), np.uint8),

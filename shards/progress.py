@@ -28,11 +28,12 @@ class Progress:
             print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self):
-        speed = self.rows / (self.said - self.begin)
-        text = f"{self.rows} rows  {speed:.0f} rows/s  {self.refused} refused"
+        seconds = self.said - self.begin
+        text = f"{self.rows} rows  {self.rows / seconds:.0f} rows/s  {self.refused} refused"
         if self.total is None:
             return text
-        return f"{text}  {tqdm.format_interval((self.total - self.rows) / speed)} left of {self.total} rows"
+        left = seconds * (self.total - self.rows) / max(1, self.rows)
+        return f"{text}  {tqdm.format_interval(left)} left of {self.total} rows"
 
     def __enter__(self):
         return self

@@ -16,6 +16,7 @@ from mspt import files
 from mspt.data import block as blocks
 from mspt.data.schema import SCHEMA_VERSION
 from mspt.data.shardset import INDEX, MANIFEST, checksum, grids, sha256
+from mspt.errors import UserError
 from shards.statistics import Statistics
 
 # What the index holds of every block.
@@ -157,7 +158,9 @@ class ShardSetWriter:
         self.writer = None
 
     def close(self):
-        """Write the rest, the index and the manifest -> the manifest."""
+        """Write the rest, the index and the manifest -> the manifest. Raises UserError where there is no record."""
         if self.writer is not None:
             self._close_shard()
+        if not self.shards:
+            raise UserError(f"{self.folder}: no record to write; a set holds one or more")
         return complete(self.folder, self.shards, self.provenance)

@@ -421,6 +421,16 @@ def test_every_source_can_be_asked_for_its_options(capsys):
         assert end.value.code == 0 and said and "--out" in capsys.readouterr().out
 
 
+def test_what_a_log_shows_of_a_long_build(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shards.progress.SECONDS", 0)
+    make(items(), tmp_path / "out", part="0/2")
+    make(items(), tmp_path / "out")
+    first, second, third = capsys.readouterr().err.splitlines()[:3]
+    assert first.startswith("16 rows  ") and "1 refused" in first and first.endswith(" left of 24 rows")
+    assert second.startswith("24 rows  ") and second.endswith("  00:00 left of 24 rows")
+    assert third.startswith("16 rows  ") and third.endswith("  00:00 left of 16 rows")
+
+
 def test_statistics_of_spectra(tmp_path):
     """As numpy has them of all records together, over blocks, chunks and both kinds of spectra."""
     kinds = ["values16", "lines", "missing", "values16", "no_lines"]
