@@ -229,13 +229,15 @@ def _finish(plan, settings, folders, command, processes):
     summary, result = Summary(), plan.work / RESULT
     result.mkdir(exist_ok=True)
     twice, dropped = _compare(plan, settings, folders, summary)
-    again = (
-        replace(task, name=task.name.replace("chunk", "again"), twice=twice[number], dropped=dropped[number])
-        for number, task in enumerate(_tasks(plan.source, settings))
-        if number in twice or number in dropped
-    )
-    _run(plan, again, processes, None)
-    for number in {*twice, *dropped}:
+    numbers = {*twice, *dropped}
+    if numbers:
+        again = (
+            replace(task, name=task.name.replace("chunk", "again"), twice=twice[number], dropped=dropped[number])
+            for number, task in enumerate(_tasks(plan.source, settings))
+            if number in numbers
+        )
+        _run(plan, again, processes, None)
+    for number in numbers:
         folders[number] = plan.work / folders[number].name.replace("chunk", "again")
     _write_lines(result / "rejects.jsonl", _rejects(folders, summary, plan.strict))
     shards = {part: [] for part in plan.split.parts}

@@ -19,14 +19,16 @@ def work(task):
         raise UserError("fix this")
     if task == "wrong":
         raise KeyError("a bug")
+    if task == "deaf":
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     if task == "slow":
         time.sleep(60)
     return 2 * task
 
 
-if __name__ == "__main__":  # for Ctrl-C: says when both are at work
+if __name__ == "__main__":  # two processes, both at work for long when both have said something
     try:
-        for _ in unordered(work, [1, 1, "slow", "slow"], 2):
-            print("at work", flush=True)
+        for deaf in unordered(work, ["deaf", "deaf", "slow", "slow"], 2):
+            print(f"deaf to Ctrl-C: {deaf}", flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
