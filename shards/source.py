@@ -31,6 +31,10 @@ class Source(ABC):
         belongs in read. A chunk is picklable: places in a file where it can be, the rows' bytes where it cannot.
         """
 
+    def molecule(self, key):
+        """The part of a key that names the molecule: a split by key keeps its conformers together."""
+        return key
+
     @abstractmethod
     def read(self, chunk):
         """Yield for each row of a chunk its Record, or the RejectedRecord that says why it is none (not raised)."""

@@ -11,7 +11,7 @@ import torch
 
 from mspt import cli, kernels
 from mspt.models import encoders
-from shards import build
+from shards import cli as shards
 from tests.end_to_end.runs import ROOT, SHARDS, command, environment, run
 
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -79,11 +79,11 @@ def test_an_unknown_element(capsys, tmp_path):
     }
     good = row | {"key": "good", "numbers": [9, 1]}
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, good)))
-    arguments = ["computed", "--from", str(tmp_path), "--out", str(tmp_path / "out")]
-    said = refusal(capsys, build.main, [*arguments, "--strict"])
+    arguments = ["build", "computed", "--from", str(tmp_path), "--out", str(tmp_path / "out"), "--processes", "1"]
+    said = refusal(capsys, shards.main, [*arguments, "--strict"])
     assert "odd" in said
     assert "119 is not an atomic number" in said
-    build.main(arguments)
+    shards.main(arguments)
     rejects = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     assert [(reject["key"], reject["field"]) for reject in map(json.loads, rejects)] == [("odd", "numbers")]
 

@@ -99,13 +99,16 @@ def validate(record):
 def _refuse_coincident(record, refuse):
     x = record.positions.astype(np.float64)
     order = np.argsort(x[:, 0])
-    # Neighbours along x within the limit are few: cheap for any number of atoms.
-    for i, a in enumerate(order):
-        for b in order[i + 1 :]:
-            if x[b, 0] - x[a, 0] > COINCIDENT:
-                break
-            if np.linalg.norm(x[a] - x[b]) < COINCIDENT:
-                refuse("positions", f"atoms {min(a, b)} and {max(a, b)} coincide (closer than {COINCIDENT} Å)")
+    x = x[order]
+    # Along x, atoms further apart in the order are further apart in space: few steps for any number of atoms.
+    for step in range(1, len(x)):
+        apart = x[step:] - x[:-step]
+        if not (apart[:, 0] <= COINCIDENT).any():
+            return
+        close = np.flatnonzero(np.square(apart).sum(1) < COINCIDENT**2)
+        if len(close):
+            a, b = sorted(order[[close[0], close[0] + step]].tolist())
+            refuse("positions", f"atoms {a} and {b} coincide (closer than {COINCIDENT} Å)")
 
 
 def _validate_spectrum(name, spectrum, refuse):

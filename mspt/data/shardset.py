@@ -201,7 +201,7 @@ def _read_manifest(store):
     try:
         manifest = json.loads(store.fetch(MANIFEST).decode())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not there, so {store.root} is no shard set; build one with shards.build") from error
+        raise UserError(f"{path}: not there, so {store.root} is no shard set; build one with shards build") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); build the set again") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None

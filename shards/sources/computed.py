@@ -4,7 +4,7 @@
     python -m shards.sources.computed --molecules FILE.smi --out DIR
 
 One line of JSON a molecule is appended to DIR/results.jsonl, or to DIR/rejects.jsonl with the reason. A killed run
-goes on where it stopped when the same command is given again. `shards.build computed` makes shards of the folder.
+goes on where it stopped when the same command is given again. `shards build computed` makes shards of the folder.
 """
 
 import argparse
@@ -193,7 +193,8 @@ class Computed(Source):
             "source": "QM9 (B3LYP/6-31G(2df,p) geometries, qm9pack)" if qm9_targets else "SMILES (RDKit conformers)",
             "methods": first["method"],
             "cpu_seconds": {part: round(total) for part, total in seconds.items()},
-            "units": {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
+            "units": (qm9.TARGET_UNITS if qm9_targets else {})
+            | {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
         }
 
     def chunks(self, size):

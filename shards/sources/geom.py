@@ -65,6 +65,9 @@ class GEOM(Source):
         if chunk:
             yield chunk
 
+    def molecule(self, key):
+        return key.rpartition("-")[0]
+
     def _places(self):
         """Yield (file, first byte, bytes) of every molecule; a pickle is one, and the bytes do not matter."""
         for file in self.inputs:

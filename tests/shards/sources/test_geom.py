@@ -221,3 +221,12 @@ def test_files_of_something_else(tmp_path, ensembles, monkeypatch):
     monkeypatch.setitem(sys.modules, "rdkit.Chem.rdchem", None)
     with pytest.raises(UserError, match=r"0\.pickle: cannot be opened .*rdkit"):
         open_source(tmp_path / "drugs", "--trust-pickle")
+
+
+def test_conformers_of_a_molecule_are_in_one_part(tmp_path):
+    """A split by key would otherwise train on what it holds out."""
+    source = GEOM(write_batches(tmp_path), None, False)
+    keys = [record.key for record in read(source)[0]]
+    assert len({source.molecule(key) for key in keys}) < len(keys)
+    for key in keys:
+        assert key.startswith(f"{source.molecule(key)}-")
