@@ -156,7 +156,9 @@ def test_an_index_that_is_a_folder(folder):
 
 
 def test_no_records_at_all(tmp_path):
-    write_set(tmp_path / "set", [])
+    write_set(tmp_path / "set", plain([3]))
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest | {"records": 0}))
     with pytest.raises(UserError, match=r"manifest\.json: records is 0; see rejects\.jsonl .* build it again"):
         ShardSet.open(tmp_path / "set")
 

@@ -68,18 +68,18 @@ DAMAGE = {
     "a flipped bit in the index": (lambda f: flip(f / "index.safetensors", -1), "index.safetensors: is damaged"),
     "another index": (lambda f: another_index(f, False), "index.safetensors: is damaged"),
     "another index with its sum": (lambda f: another_index(f, True), "shard-00001.tar: block 5 is damaged"),
-    "atoms": (lambda f: change(f, ["atoms"], 7), "manifest.json: atoms is 7 where the shards hold 160"),
-    "records": (lambda f: change(f, ["records"], 41), "manifest.json: records is 41 where the shards hold 40"),
+    "atoms": (lambda f: change(f, ["atoms"], 7), "atoms is 160 where the manifest says 7"),
+    "records": (lambda f: change(f, ["records"], 41), "manifest.json: records is 41, but its shards have 40"),
     "elements": (lambda f: change(f, ["elements", "C"], 10**6), "manifest.json: elements is .* where"),
     "targets": (lambda f: change(f, ["targets"], ["homo"]), "manifest.json: targets is .* where the shards hold .*gap"),
     "spectra": (lambda f: change(f, ["spectra", "ir", "values", "std"], 1.0), "manifest.json: spectra is .* where"),
     "records of a shard": (
         lambda f: change(f, ["shards", 1, "records"], 19),
-        "manifest.json: records of shard-00001.tar is 19 where it has 20",
+        "manifest.json: records is 40, but its shards have 39",
     ),
     "blocks of a shard": (
         lambda f: change(f, ["shards", 0, "blocks"], 6),
-        "blocks of shard-00000.tar is 6 where it has 5",
+        "index.safetensors: shard has 10 values where the manifest says 11 blocks",
     ),
 }
 
