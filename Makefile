@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Beside the loaders of others, which need older packages: an environment of their own.
+PEERS := .venv-peers
+WITH_PEERS := benchmarks/loader.py benchmarks/planning.py
 # The others are what these share.
-BENCHMARKS := $(sort $(filter-out %/measure.py %/published.py,$(wildcard benchmarks/*.py)))
+SHARED := benchmarks/formats.py benchmarks/measure.py benchmarks/published.py
+BENCHMARKS := $(sort $(filter-out $(WITH_PEERS) $(SHARED),$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help env pretrain test lint bench clean
@@ -32,10 +36,16 @@ lint: env ## check the style and the arrows between folders
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 
-bench: env ## run every benchmark, one after another
+bench: env $(PEERS)/.installed ## run every benchmark, one after another
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
+	set -e; for file in $(WITH_PEERS); do $(PEERS)/bin/python $$file; done
+
+$(PEERS)/.installed: pyproject.toml benchmarks/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -c benchmarks/constraints.txt -e '.[peers]'
+	touch $@
 
 clean: ## remove the environment, runs and caches
-	rm -rf .venv runs build *.egg-info .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv $(PEERS) runs build *.egg-info .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find mspt shards launch benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
