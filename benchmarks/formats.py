@@ -289,7 +289,7 @@ class Limit:
 
     def __init__(self, folder, molecules):
         shardset = ShardSet.open(folder)
-        self.files = [shardset.folder / shard["file"] for shard in shardset.manifest["shards"]]
+        self.files = [Path(shardset.folder, shard["file"]) for shard in shardset.manifest["shards"]]
         self.read, self.copied = (np.empty(int(shardset.size.max()), np.uint8) for _ in range(2))
         self.molecule_bytes = sum(path.stat().st_size for path in self.files) / len(shardset)
 

@@ -1,6 +1,6 @@
 """How level the work of a step is over ranks: micro-batches under a budget of atoms beside a fixed number of molecules.
 
-    python benchmarks/packing.py [--json FILE] [--molecules 64] [--steps 64]
+    python benchmarks/packing.py [--json FILE] [--molecules 64] [--steps 256]
 
 Per step, the most atoms (and edges, n · min(n, 32) of n atoms) of any rank over the mean of the ranks, the time that
 all wait for the slowest. `epoch` is the sum of the most by the sum of the mean over all steps, the last ones included
@@ -19,6 +19,7 @@ import numpy as np
 from mspt.data import packing
 from mspt.data.order import EpochOrder, Sequence
 from mspt.data.shardset import ShardSet
+from mspt.data.store import Folder
 from mspt.data.stream import DataSettings, Lane
 
 BLOCK = 256
@@ -47,7 +48,9 @@ def edges(atoms):
 def synthetic(atoms):
     """A ShardSet of molecules of these numbers of atoms [k · BLOCK] that has no files."""
     index = {"atoms": atoms, "records": np.full(len(atoms) // BLOCK, BLOCK, np.int32)}
-    return ShardSet(None, {}, index | dict.fromkeys(("shard", "offset", "size", "checksum")))
+    return ShardSet(
+        Folder("none"), None, {"shards": []}, index | dict.fromkeys(("shard", "offset", "size", "checksum"))
+    )
 
 
 def under_budget(atoms, ranks, lanes, budget):
@@ -102,7 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--molecules", type=int, default=64, help="of a micro-batch, about")
-    parser.add_argument("--steps", type=int, default=64, help="of an epoch, about")
+    parser.add_argument("--steps", type=int, default=256, help="of an epoch, about")
     options = parser.parse_args()
 
     result = measure.machine() | {"molecules": options.molecules, "steps": options.steps, "targets": TARGETS}

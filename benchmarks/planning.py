@@ -25,6 +25,7 @@ import numpy as np
 
 from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
+from mspt.data.store import Folder
 from mspt.data.stream import DataSettings, Stream
 
 BLOCK, BATCH, RANKS_A_NODE, SHARD = 256, 256, 8, 1 << 14
@@ -42,7 +43,8 @@ def ours(records, path, ranks, lanes):
     settings = DataSettings(train="none", lanes=lanes, budget=Budget(molecules=BATCH, atoms=BATCH))
 
     def plan():
-        Stream([ShardSet(None, {"largest": 1}, index)], settings, seed=0, rank=0, world_size=ranks).steps(0)
+        shardset = ShardSet(Folder("none"), None, {"largest": 1, "shards": []}, index)
+        Stream([shardset], settings, seed=0, rank=0, world_size=ranks).steps(0)
 
     return plan
 
