@@ -103,35 +103,28 @@ class Held:
         self.every = self.places.ctypes.data
         self.wanted = (self.names.ctypes.data, len(self.rules), self.rules.ctypes.data)
         self.library = library()
-        self.buffers, self.held, self.free = [], {}, []
+        self.held, self.free = {}, []
         self.table = np.zeros((0, len(rules), 3), np.int64)
         self.there = np.zeros(len(rules), bool)  # columns that any block has had
 
-    def slot(self, size):
-        """A free slot, and its buffer of size bytes or more to read a block into."""
+    def put(self, data):
+        """Hold a block, uint8 [size] -> its slot. Raises DamagedBlock where it is no block."""
         if not self.free:
-            self.free.append(len(self.buffers))
-            self.buffers.append(np.empty(0, np.uint8))
+            self.free.append(len(self.table))
             self.table = np.concatenate([self.table, np.zeros((1, *self.table.shape[1:]), np.int64)])
-        slot = self.free.pop()
-        if len(self.buffers[slot]) < size:
-            self.buffers[slot] = np.empty(size, np.uint8)
-        return slot, self.buffers[slot]
-
-    def put(self, slot, data):
-        """Hold a block: data, uint8, is a view of the slot's buffer. Raises DamagedBlock where it is no block."""
+        slot = self.free[-1]
         if self.library is None:
             self.held[slot] = blocks.decode(data)
-            return
-        self.held[slot] = data
-        row = self.table[slot]
-        if self.library.find_columns(data.ctypes.data, len(data), *self.wanted, row.ctypes.data) < 0:
-            _complain([data])
-        self.there |= row[:, 0] != 0
+        else:
+            self.held[slot], row = data, self.table[slot]
+            if self.library.find_columns(data.ctypes.data, len(data), *self.wanted, row.ctypes.data) < 0:
+                _complain([data])
+            self.there |= row[:, 0] != 0
+        return self.free.pop()
 
     def drop(self, slot):
         """A block is done with; its slot is free again."""
-        self.held.pop(slot, None)
+        del self.held[slot]
         self.free.append(slot)
 
     def batch(self, slots, rows, atoms):

@@ -96,26 +96,29 @@ class ShardSet:
     def __len__(self):
         return len(self.atoms)
 
-    def read(self, number, buffer=None):
-        """The bytes of one block, checked. With a buffer (uint8, writable): the part of it that they then fill.
+    def read(self, number):
+        """The bytes of one block, checked. Raises as view."""
+        return self.view(number).tobytes()
 
-        Raises BadBlock where they are not what was written, UserError where they cannot be read, and ValueError where
-        the buffer is too small.
+    def view(self, number):
+        """The same as an array uint8 [size], which is a view of the file where that is on this machine.
+
+        Raises BadBlock where they are not what was written, and UserError where they cannot be read.
         """
-        size = int(self.size[number])
-        into = np.empty(size, np.uint8) if buffer is None else buffer[:size]
-        if len(into) < size:
-            raise ValueError(f"a buffer of {len(into)} bytes for block {number}, which has {size}")
+        if isinstance(self.store, Folder):
+            data = self.store.view(self.files[self.shard[number]], int(self.offset[number]), int(self.size[number]))
+            return self._whole(number, data)
+        into = np.empty(int(self.size[number]), np.uint8)
         if self.cache is None:
             self._read(number, into)
         else:
             self._read_cached(number, into)
-        return into.tobytes() if buffer is None else into
+        return into
 
-    def block(self, number, buffer=None):
-        """One block as block.decode gives it, checked; its arrays lie in buffer, if one is given. Raises as read."""
+    def block(self, number):
+        """One block as block.decode gives it, checked. Raises as view."""
         try:
-            block = blocks.decode(self.read(number, buffer))
+            block = blocks.decode(self.view(number))
             blocks.check(block)
         except blocks.DamagedBlock as error:
             raise self.bad(number, str(error)) from error
@@ -153,8 +156,14 @@ class ShardSet:
 
     def _read(self, number, into):
         got = self.store.read(self.files[self.shard[number]], int(self.offset[number]), into)
-        if not self._is_whole(number, into[:got]):
-            raise self.bad(number, "checksum" if got == len(into) else f"{got} bytes of {len(into)}")
+        self._whole(number, into[:got])
+
+    def _whole(self, number, data):
+        """data, which BadBlock is raised without where they are not what was written."""
+        if not self._is_whole(number, data):
+            size = self.size[number]
+            raise self.bad(number, "checksum" if len(data) == size else f"{len(data)} bytes of {size}")
+        return data
 
     def _read_cached(self, number, into):
         kept = self.cache.read(self._entry(number))

@@ -5,6 +5,7 @@ import errno
 import functools
 import hashlib
 import logging
+import mmap
 import os
 import random
 import shlex
@@ -22,7 +23,7 @@ from mspt.settings import Settings
 
 log = logging.getLogger("mspt")
 
-DESCRIPTORS = 128  # files of one set that a process holds open
+FILES = 128  # of one set that a process keeps mapped
 ATTEMPTS, FIRST_WAIT = 8, 0.5  # a wait doubles each time: about a minute in all
 CONNECT, SILENCE = 30.0, 60.0  # seconds that an HTTP server may take to answer at all, and between two of its bytes
 PIECE = 1 << 24  # bytes of a file that is read from one end to the other
@@ -71,23 +72,22 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Descriptor:
-    """Of a file that is open for reading, until nobody holds it."""
-
-    def __init__(self, path):
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self, close=os.close):
-        if hasattr(self, "number"):
-            close(self.number)
+def _mapped(path):
+    """A file that is open and mapped until nobody holds a view of it, and its bytes. Raises OSError."""
+    with open(path, "rb") as file:
+        try:
+            opened = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except ValueError as error:  # what is empty cannot be mapped
+            raise OSError(errno.ENODATA, "is empty") from error
+    return opened, np.frombuffer(opened, np.uint8)
 
 
 class Folder:
-    """A local folder. Reads are at offsets, so that threads and forked processes can share the open files."""
+    """A local folder, whose files are mapped: threads and forked processes can share them."""
 
     def __init__(self, path):
         self.root = str(Path(path))
-        self._opened = functools.lru_cache(DESCRIPTORS)(_Descriptor)
+        self._opened = functools.lru_cache(FILES)(_mapped)
 
     def __reduce__(self):
         return Folder, (self.root,)
@@ -118,22 +118,24 @@ class Folder:
         except OSError as error:
             raise _unreadable(self.path(file), error) from error
 
-    def read(self, file, offset, into):
-        """Fill into, a writable array uint8, from offset -> how many bytes there were.
+    def view(self, file, offset, size):
+        """Bytes of a file, uint8 [size], which stay where the system keeps files: processes share them.
 
-        Raises UserError where the file cannot be read.
+        Fewer where the file ends. Raises UserError where it cannot be read. A disk that fails, or a file that is cut,
+        in the instant in which the view is used ends the process (SIGBUS).
         """
-        path, got = self.path(file), 0
+        path = self.path(file)
         try:
-            descriptor = self._opened(path)
-            while got < len(into):
-                count = os.preadv(descriptor.number, [into[got:]], offset + got)
-                if count == 0:
-                    break
-                got += count
+            opened, data = self._opened(path)
+            # What has been cut off since it was mapped must not be touched.
+            end = min(offset + size, opened.size())
+            if offset < end:
+                # All of it at once: on its own, the system would read a little at every page that is not there.
+                start = offset - offset % mmap.PAGESIZE
+                opened.madvise(mmap.MADV_WILLNEED, start, end - start)
         except OSError as error:
             raise _unreadable(path, error) from error
-        return got
+        return data[offset:end]
 
 
 def _unreadable(path, error):

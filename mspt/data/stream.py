@@ -125,17 +125,14 @@ class Lane:
     def _read(self, held, piece):
         """The slot of a piece's block, read into held; -1 where it is damaged and to be left out."""
         shardset, number = self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
-        slot, buffer = held.slot(int(shardset.size[number]))
         try:
-            _hold(held, slot, shardset, number, buffer)
+            return _hold(held, shardset, number)
         except BadBlock as error:
-            held.drop(slot)
             if self.settings.on_bad_block == "error":
                 raise
             log.warning("mspt: left out, as data.on_bad_block says: %s", error)
             self.lost = True
             return -1
-        return slot
 
     def _batch(self, held, where, own):
         """A stretch of the lane's records, without those whose blocks could not be read."""
@@ -153,10 +150,10 @@ class Lane:
         return replace(batch, missing=missing) if missing else batch
 
 
-def _hold(held, slot, shardset, number, buffer):
-    """Read a block into a slot's buffer. Raises BadBlock."""
+def _hold(held, shardset, number):
+    """Read a block -> its slot. Raises BadBlock."""
     try:
-        held.put(slot, shardset.read(number, buffer))
+        return held.put(shardset.view(number))
     except DamagedBlock as error:
         raise shardset.bad(number, str(error)) from error
 
@@ -245,8 +242,7 @@ def sequential(shardset, budget, targets=(), forces=False):
             held.drop(slots.pop(done))
         for b in range(int(block[0]), int(block[-1]) + 1):
             if b not in slots:
-                slots[b], buffer = held.slot(int(shardset.size[b]))
-                _hold(held, slots[b], shardset, b, buffer)
+                slots[b] = _hold(held, shardset, b)
         which = np.array([slots[b] for b in block.tolist()], np.int32)
         atoms = int(shardset.atoms[begin:end].sum())
         yield held.batch(which, (number - shardset.first[block]).astype(np.int32), atoms)

@@ -94,11 +94,7 @@ def gathered(parts, chosen, **options):
             held.library = None
         slots = []
         for part in parts:
-            data = np.frombuffer(blocks.encode(part), np.uint8)
-            slot, buffer = held.slot(len(data))
-            buffer[: len(data)] = data
-            held.put(slot, buffer[: len(data)])
-            slots.append(slot)
+            slots.append(held.put(np.frombuffer(blocks.encode(part), np.uint8)))
         which, rows = np.array([(slots[part], row) for part, row in chosen], np.int32).T.copy()
         batches.append(held.batch(which, rows, sum(len(parts[part][row].numbers) for part, row in chosen)))
     return batches
@@ -143,9 +139,7 @@ def test_a_block_whose_ptr_leaves_its_values_is_damaged():
         metadata = {"mspt": json.dumps({"provenance": [{"source": "", "methods": {}}]})}
         data = np.frombuffer(save(arrays, metadata=metadata), np.uint8)
         held = Held()
-        slot, buffer = held.slot(len(data))
-        buffer[: len(data)] = data
-        held.put(slot, buffer[: len(data)])
+        slot = held.put(data)
         with pytest.raises(blocks.DamagedBlock):
             held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32), 5)
 

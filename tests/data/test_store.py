@@ -74,17 +74,19 @@ def test_the_same_from_everywhere(qm9, expected, server, in_memory, tmp_path, ki
     for _ in range(2):
         assert all_of(shardset) == expected
     assert [r.key for r in shardset.records([59, 0, 30])] == [r.key for r in ShardSet.open(qm9).records([59, 0, 30])]
-    buffer = np.full(LARGE >> 12, 7, np.uint8)
-    view = shardset.read(5, buffer)
-    assert view.tobytes() == expected[5] and np.shares_memory(view, buffer) and (buffer[len(view) :] == 7).all()
-    assert len(shardset.block(5, buffer)["ptr"]) == 9
+    assert shardset.view(5).tobytes() == expected[5]
+    assert len(shardset.block(5)["ptr"]) == 9
     shardset.verify()
     assert len(entries(tmp_path)) == (9 if keeps else 0)  # eight blocks and the index
 
 
-def test_a_buffer_that_is_too_small(qm9):
-    with pytest.raises(ValueError, match="a buffer of 10 bytes for block 0, which has"):
-        ShardSet.open(qm9).read(0, np.empty(10, np.uint8))
+def test_local_blocks_are_views_of_the_file(qm9, expected):
+    """Processes of a machine share the pages, and nothing can write to them."""
+    shardset = ShardSet.open(qm9)
+    views = [shardset.view(5) for _ in range(2)]
+    assert np.shares_memory(*views) and not views[0].flags.writeable
+    del shardset
+    assert views[0].tobytes() == expected[5]
 
 
 def test_only_the_bytes_of_the_blocks_are_asked_for(server, expected, tmp_path):
@@ -97,7 +99,7 @@ def test_only_the_bytes_of_the_blocks_are_asked_for(server, expected, tmp_path):
 
 
 def test_few_descriptors_and_none_that_stay(qm9, expected, monkeypatch):
-    monkeypatch.setattr(store, "DESCRIPTORS", 2)
+    monkeypatch.setattr(store, "FILES", 2)
 
     def count():
         return sum(os.path.realpath(f"/proc/self/fd/{fd}").endswith(".tar") for fd in os.listdir("/proc/self/fd"))
@@ -113,7 +115,7 @@ def test_few_descriptors_and_none_that_stay(qm9, expected, monkeypatch):
 @pytest.mark.parametrize("kind", ["folder", "http", "http cached"])
 def test_threads_read_at_once(qm9, server, expected, tmp_path, monkeypatch, kind):
     """Also where files are closed under each other, because more are asked for than are held open."""
-    monkeypatch.setattr(store, "DESCRIPTORS", 1)
+    monkeypatch.setattr(store, "FILES", 1)
     settings = cached(tmp_path, cache_bytes=sum(map(len, expected[:2]))) if "cached" in kind else None
     shardset = ShardSet.open(qm9 if kind == "folder" else server.url, settings)
     numbers = np.random.default_rng(0).integers(0, 8, 200)

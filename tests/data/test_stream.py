@@ -163,8 +163,8 @@ def test_stopping_early_and_going_on(shardset, whole):
 
 def reads(shardset, monkeypatch):
     """A list that the numbers of blocks are added to as they are read."""
-    numbers, read = [], shardset.read
-    monkeypatch.setattr(shardset, "read", lambda number, buffer: numbers.append(number) or read(number, buffer))
+    numbers, view = [], shardset.view
+    monkeypatch.setattr(shardset, "view", lambda number: numbers.append(number) or view(number))
     return numbers
 
 
@@ -194,14 +194,14 @@ def test_little_is_held(tmp_path, monkeypatch):
     """Batches hold copies, so that blocks go when their window is over: no more than two windows are alive."""
     shardset = shard_set(tmp_path / "set", [3] * 400)
     alive, counts = set(), []
-    slot, drop = Held.slot, Held.drop
+    put, drop = Held.put, Held.drop
 
-    def counted(held, size):
-        taken = slot(held, size)
-        alive.add(taken[0])
-        return taken
+    def counted(held, data):
+        slot = put(held, data)
+        alive.add(slot)
+        return slot
 
-    monkeypatch.setattr(Held, "slot", counted)
+    monkeypatch.setattr(Held, "put", counted)
     monkeypatch.setattr(Held, "drop", lambda held, number: alive.discard(number) or drop(held, number))
     stream = Stream([shardset], data(lanes=1, window=3, molecules=5), 0)
     for _ in stream.batches(0, 0, stream.steps(0)):
