@@ -17,10 +17,10 @@ import measure
 import numpy as np
 
 from mspt.data import packing
-from mspt.data.order import EpochOrder, Sequence
+from mspt.data.order import EpochOrder
 from mspt.data.shardset import ShardSet
 from mspt.data.store import Folder
-from mspt.data.stream import DataSettings, Lane
+from mspt.data.stream import DataSettings, Lane, sequences
 
 BLOCK = 256
 RANKS = (8, 64, 512)
@@ -48,6 +48,7 @@ def edges(atoms):
 def synthetic(atoms):
     """A ShardSet of molecules of these numbers of atoms [k · BLOCK] that has no files."""
     index = {"atoms": atoms, "records": np.full(len(atoms) // BLOCK, BLOCK, np.int32)}
+    index["block_atoms"] = atoms.reshape(-1, BLOCK).sum(1, dtype=np.int64)
     return ShardSet(
         Folder("none"), None, {"shards": []}, index | dict.fromkeys(("shard", "offset", "size", "checksum"))
     )
@@ -57,7 +58,7 @@ def under_budget(atoms, ranks, lanes, budget):
     """Work of micro-batches [rank, step] as (atoms, edges), 0 where a rank's lanes are done, and molecules a step."""
     shardset, every = synthetic(atoms), lanes * ranks
     settings = DataSettings(train="none", lanes=every, budget=budget)
-    epoch = EpochOrder([Sequence(shardset.block_records, 0)], [1.0], seed=0, epoch=0)
+    epoch = EpochOrder(sequences([shardset], budget, seed=0), [1.0], seed=0, epoch=0)
     works = []
     for number in range(every):
         lane = Lane([shardset], settings, epoch, number)

@@ -39,6 +39,7 @@ def ours(records, path, ranks, lanes):
     counts = np.full(-(-records // BLOCK), BLOCK, np.int32)
     counts[-1] -= BLOCK * len(counts) - records
     index = {"atoms": np.memmap(path, np.int32, "r", shape=records), "records": counts}
+    index["block_atoms"] = counts.astype(np.int64)
     index |= dict.fromkeys(("shard", "offset", "size", "checksum"))
     settings = DataSettings(train="none", lanes=lanes, budget=Budget(molecules=BATCH, atoms=BATCH))
 

@@ -20,7 +20,13 @@ from mspt.errors import UserError
 from shards.statistics import Statistics
 
 # What the index holds of every block.
-COLUMNS = {"offset": np.int64, "size": np.int64, "records": np.int32, "checksum": np.int64}
+COLUMNS = {
+    "offset": np.int64,
+    "size": np.int64,
+    "records": np.int32,
+    "block_atoms": np.int64,
+    "checksum": np.int64,
+}
 
 
 def shard_name(number):
@@ -82,7 +88,8 @@ class ShardWriter:
         member.size, member.mode = len(data), 0o644  # times and owners stay 0 and empty: the same bytes every time
         self.tar.addfile(member, io.BytesIO(data))
         padded = math.ceil(len(data) / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        row = (self.file.tell() - padded, len(data), len(self.pending), checksum(data))
+        atoms = sum(self.atoms[-len(self.pending) :])
+        row = (self.file.tell() - padded, len(data), len(self.pending), atoms, checksum(data))
         for name, value in zip(COLUMNS, row, strict=True):
             self.columns[name].append(value)
         self.statistics.add(Statistics.of(blocks.decode(data)))

@@ -7,7 +7,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mspt.errors import UserError
 
-PER_BLOCK = {"shard": np.int32, "offset": np.int64, "size": np.int64, "records": np.int32, "checksum": np.int64}
+PER_BLOCK = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "size": np.int64,
+    "records": np.int32,
+    "block_atoms": np.int64,
+    "checksum": np.int64,
+}
 
 
 class _Shard(BaseModel):
@@ -91,7 +98,10 @@ def check_index(index, manifest, path):
     refuse_record = atoms < 1
     if refuse_record.any():
         refuse(f"record {refuse_record.argmax()} has {atoms[refuse_record.argmax()]} atoms")
-    found = {"records": len(atoms), "atoms": int(atoms.sum(dtype=np.int64)), "largest": int(atoms.max(initial=0))}
+    own = index["block_atoms"]
+    found = {"records": len(atoms), "atoms": int(own.sum()), "largest": int(atoms.max(initial=0))}
     for name, number in found.items():
         if number != manifest[name]:
             refuse(f"{name} is {number} where the manifest says {manifest[name]}")
+    first = np.cumsum(records, dtype=np.int64) - records
+    refuse_block(np.add.reduceat(atoms, first, dtype=np.int64) != own, "has other atoms than its records")

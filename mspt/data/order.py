@@ -1,9 +1,9 @@
 """Which record comes when: a pure function of (seed, epoch), the same for any number of ranks.
 
 Each set has an endless sequence of records: its passes one after another, each with the blocks in a keyed order. An
-epoch of a run takes the sequence's next stretch; of a single set, exactly one pass. Each lane owns an even share of the
-stretch and shuffles it within windows of blocks. Lanes are fixed in number for a run; ranks and loader workers only
-decide who serves which lane.
+epoch of a run takes the sequence's next stretch; of a single set, exactly one pass. Each lane owns a share of the
+stretch, equal in work, and shuffles it within windows of blocks. Lanes are fixed in number for a run; ranks and loader
+workers only decide who serves which lane.
 """
 
 from dataclasses import dataclass
@@ -43,24 +43,45 @@ def _shuffle(bounds, keys):
 
 
 class Sequence:
-    """The endless sequence of one set. block_records [B]: how many records each block holds; key: of its order.
+    """The endless sequence of one set. block_records [B]: how many records each block holds; block_work [B]: what part
+    of a micro-batch they take; key: of its order.
 
     A pass costs a sort of the blocks, not of the records.
     """
 
-    def __init__(self, block_records, *key):
-        self.block_records, self.key = np.asarray(block_records), key
+    def __init__(self, block_records, block_work, *key):
+        self.block_records, self.block_work, self.key = np.asarray(block_records), np.asarray(block_work), key
         self.records = int(self.block_records.sum(dtype=np.int64))
         self.passes = {}
 
     def _pass(self, number):
-        """The blocks of a pass in order, and how many records lie before each [B + 1]."""
+        """The blocks of a pass in order, and how many records and how much work lie before each [B + 1]."""
         if number not in self.passes:
             blocks = permutation(len(self.block_records), *self.key, number, "blocks")
             starts = np.concatenate([[0], np.cumsum(self.block_records[blocks], dtype=np.int64)])
+            work = np.concatenate([[0.0], np.cumsum(self.block_work[blocks], dtype=np.float64)])
             # A stretch touches neighbouring passes only; the ones before are done with.
-            self.passes = {n: kept for n, kept in self.passes.items() if n >= number - 1} | {number: (blocks, starts)}
+            self.passes = {n: kept for n, kept in self.passes.items() if n >= number - 1}
+            self.passes[number] = (blocks, starts, work)
         return self.passes[number]
+
+    def bounds(self, begin, end, lanes):
+        """Where the stretch begin to end is cut for lanes of equal work [lanes + 1]; within a block, as if all its
+        records took the same.
+        """
+        if begin == end:
+            return np.full(lanes + 1, begin)
+        places, works, done = [], [], 0.0
+        for number in range(begin // self.records, -(-end // self.records)):
+            _, starts, work = self._pass(number)
+            places.append(starts + number * self.records)
+            works.append(work + done)
+            done += work[-1]
+        places, works = np.concatenate(places), np.concatenate(works)
+        first, last = np.interp([begin, end], places, works)
+        cuts = np.interp(np.linspace(first, last, lanes + 1), works, places)
+        # Rounding must not move the ends.
+        return np.concatenate([[begin], np.rint(cuts[1:-1]).astype(np.int64), [end]])
 
     def pieces(self, begin, end):
         """The stretch begin to end: (pass, block, first row, row after the last) of each block it reads, int64 [p, 4].
@@ -69,7 +90,7 @@ class Sequence:
         """
         parts = [np.zeros((0, 4), np.int64)]
         for number in range(begin // self.records, -(-end // self.records)):
-            blocks, starts = self._pass(number)
+            blocks, starts, _ = self._pass(number)
             low, high = max(begin - number * self.records, 0), min(end - number * self.records, self.records)
             first, last = np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high, side="left")
             bounds, own = np.clip(starts[first : last + 1], low, high), starts[first:last]
@@ -101,11 +122,11 @@ class EpochOrder:
     """
 
     def __init__(self, sequences, weights, seed, epoch):
-        self.sequences, self.seed, self.epoch = sequences, seed, epoch
+        self.sequences, self.seed, self.epoch, self.cuts = sequences, seed, epoch, {}
         self.counts = shares(sum(sequence.records for sequence in sequences), weights).tolist()
 
     def lane(self, lane, lanes, window):
-        """A lane's LaneOrder; the shares of an epoch's lanes differ by at most one record of each set.
+        """A lane's LaneOrder.
 
         window: how many blocks are shuffled together; a reader needs to hold no more than two windows of each set.
         """
@@ -126,8 +147,8 @@ class EpochOrder:
     def _share(self, number, lane, lanes, window):
         """A lane's part of one set's stretch: its pieces [p, 4], and of each record in order the piece and the row."""
         count, begin = self.counts[number], self.epoch * self.counts[number]
-        bounds = [begin + part * count // lanes for part in (lane, lane + 1)]
-        table = self.sequences[number].pieces(*bounds)
+        bounds = self._bounds(number, begin, begin + count, lanes)
+        table = self.sequences[number].pieces(*bounds[lane : lane + 2].tolist())
         lengths = table[:, 3] - table[:, 2]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         piece = np.repeat(np.arange(len(table)), lengths)
@@ -136,6 +157,12 @@ class EpochOrder:
         keys = [(self.seed, self.epoch, "window", number, lane, at) for at in range(len(bounds) - 1)]
         order = _shuffle(bounds, keys)
         return table, piece[order], row[order]
+
+    def _bounds(self, number, begin, end, lanes):
+        """The cuts of one set's stretch, worked out once for all lanes."""
+        if (number, lanes) not in self.cuts:
+            self.cuts[number, lanes] = self.sequences[number].bounds(begin, end, lanes)
+        return self.cuts[number, lanes]
 
     def _places(self, number, lane, count):
         """Where in the lane, from 0 to 1, the records of one set stand: in order, evenly but for a keyed jitter."""

@@ -24,6 +24,11 @@ class Budget(Settings):
     edges: int | None = Field(None, ge=1)
 
 
+def work(records, atoms, budget):
+    """What part of a micro-batch blocks of so many records and atoms [B] take: by the limit that binds them most."""
+    return np.maximum(records / budget.molecules, atoms / budget.atoms)
+
+
 def check(largest, budget, source):
     """Raise UserError where the largest molecule of source (its number of atoms) alone is over budget."""
     for name, needed in (("atoms", largest), ("edges", largest * min(largest, NEIGHBOURS))):

@@ -1,7 +1,8 @@
 """A shard set: a folder of tar shards with a manifest and an index, on this machine or behind a URL.
 
     manifest.json       schema version, grids, counts, statistics, provenance, and per shard its size and checksum
-    index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, checksum (XXH3)
+    index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, block_atoms (of all its
+                        records), checksum (XXH3)
     shard-00000.tar     a WebDataset shard; each member is one block of records
 
 Records are numbered in the order in which they lie in the set.
@@ -62,7 +63,7 @@ class ShardSet:
         self.atoms = index["atoms"]
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
         self.checksum = index["checksum"]
-        self.block_records = index["records"]
+        self.block_records, self.block_atoms = index["records"], index["block_atoms"]
         self.first = blocks.ptr_of(self.block_records)
 
     @classmethod

@@ -158,6 +158,15 @@ def _hold(held, shardset, number):
         raise shardset.bad(number, str(error)) from error
 
 
+def sequences(shardsets, budget, seed):
+    """The order.Sequence of each set."""
+    works = [packing.work(each.block_records, each.block_atoms, budget) for each in shardsets]
+    return [
+        order.Sequence(each.block_records, work, seed, number)
+        for number, (each, work) in enumerate(zip(shardsets, works, strict=True))
+    ]
+
+
 class Stream:
     """This rank's part of the training data. shardsets: one for each of settings.parts.
 
@@ -174,7 +183,7 @@ class Stream:
         for shardset in shardsets:
             packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
         self.shardsets, self.settings, self.seed = shardsets, settings, seed
-        self.sequences = [order.Sequence(each.block_records, seed, number) for number, each in enumerate(shardsets)]
+        self.sequences = sequences(shardsets, settings.budget, seed)
         self.lanes = range(rank, settings.lanes, world_size)
         # A worker serves whole lanes, so that no block is read twice: as many as divide the lanes evenly.
         self.workers = max((w for w in range(1, settings.workers + 1) if len(self.lanes) % w == 0), default=0)

@@ -14,7 +14,7 @@ sizes = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 
 def order_of(*sets, weights=None, seed=0, epoch=0):
     """The order of an epoch over sets, each given by its blocks' numbers of records."""
-    sequences = [Sequence(np.array(block_records), seed, number) for number, block_records in enumerate(sets)]
+    sequences = [Sequence(np.array(counts), np.array(counts), seed, number) for number, counts in enumerate(sets)]
     return EpochOrder(sequences, weights or [1] * len(sets), seed, epoch)
 
 
@@ -152,3 +152,17 @@ def test_compiled_and_numpy_shuffle_windows_alike(lengths, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "library", lambda: None)
         np.testing.assert_array_equal(compiled, order_module._shuffle(bounds, keys))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.data(), st.integers(1, 12), st.integers(0, 3), st.sampled_from([0.3, 1, 2.7]))
+def test_lanes_are_even_in_work(counts, data, lanes, epoch, passes):
+    """To within a record at each end, where the records of a block are taken for alike."""
+    work = np.array(data.draw(st.lists(st.floats(0.5, 9), min_size=len(counts), max_size=len(counts))))
+    sequence, stretch = Sequence(np.array(counts), work, 7), max(1, round(passes * sum(counts)))
+    bounds = sequence.bounds(epoch * stretch, (epoch + 1) * stretch, lanes)
+    assert bounds[0] == epoch * stretch and bounds[-1] == (epoch + 1) * stretch and (np.diff(bounds) >= 0).all()
+    each = work / counts
+    pieces = [sequence.pieces(int(low), int(high)) for low, high in zip(bounds, bounds[1:], strict=False)]
+    shares = [(each[own[:, 1]] * (own[:, 3] - own[:, 2])).sum() for own in pieces]
+    assert max(shares) - min(shares) <= 2 * each.max() + 1e-9

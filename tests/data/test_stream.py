@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from mspt.chemistry.spectra import LINE_SHAPES
 from mspt.data import keyed
 from mspt.data.gather import Held
-from mspt.data.order import EpochOrder, Sequence
+from mspt.data.order import EpochOrder
 from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
-from mspt.data.stream import DataSettings, Stream, sequential
+from mspt.data.stream import DataSettings, Stream, sequences, sequential
 from mspt.errors import UserError
 from tests.data.molecules import plain, record, spectrum, write_set
 
@@ -123,7 +123,7 @@ def test_molecules_come_in_the_order_of_their_lane(shardset):
     """Within a micro-batch too, from however many blocks it is put together."""
     options = data(lanes=3, window=4, molecules=9, atoms=99)
     steps = epoch_of(streams(shardset, options, 1))
-    order = EpochOrder([Sequence(shardset.block_records, 0, 0)], [1], 0, 0)
+    order = EpochOrder(sequences([shardset], options.budget, 0), [1], 0, 0)
     for lane in range(3):
         own = order.lane(lane, 3, 4)
         expected = [f"mol-{number:05d}" for number in shardset.first[own.blocks[own.pieces]] + own.rows]

@@ -20,7 +20,7 @@ def curve(record, name, grid, height):
     """A spectrum of a record as float64 values on a grid, scaled so that its maximum on the usual grid is height."""
 
     def on(grid):
-        positions, strengths = (torch.from_numpy(a).double() for a in vars(record.spectra[name]).values())
+        positions, strengths = (torch.tensor(a).double() for a in vars(record.spectra[name]).values())
         return broaden(positions, strengths, torch.tensor([0, len(positions)]), grid, LINE_SHAPES[name])[0].numpy()
 
     return on(grid) * height / on(GRIDS[name]).max()
