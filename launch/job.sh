@@ -13,7 +13,7 @@ queue_again() {
     trap '' TERM # it comes to this script and its children as soon as the job is queued
     scontrol requeue "$SLURM_JOB_ID"
   else
-    echo "job $SLURM_JOB_ID ended with $code: not queued again; the same command goes on where it stands"
+    echo "job $SLURM_JOB_ID ended with $code; the same command goes on where it stands"
   fi
 }
 

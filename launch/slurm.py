@@ -26,16 +26,8 @@ from shards.cli import build_parser as shards_parser
 JOB = Path(__file__).with_name("job.sh")
 # Options that SLURM gets as they are.
 PASSED_ON = (
-    "nodes",
-    "gpus_per_node",
-    "cpus_per_task",
-    "mem",
-    "partition",
-    "account",
-    "qos",
-    "constraint",
-    "time",
-    "job_name",
+    *("nodes", "gpus_per_node", "cpus_per_task", "mem", "partition"),
+    *("account", "qos", "constraint", "time", "job_name"),
 )
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "UNKNOWN")
 

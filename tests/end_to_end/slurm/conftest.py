@@ -1,5 +1,6 @@
 """A SLURM cluster of two nodes on this machine, for the tests beside this file."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from tests.end_to_end.runs import ROOT, environment
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
+FOLDER = Path("/tmp/mspt-slurm")  # munge wants a place that everyone can enter
 # Where Debian puts daemons, which is not on everyone's path.
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -72,13 +74,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster():
     missing = [name for name in ("slurmctld", "slurmd", "srun", "munged") if not shutil.which(name, path=PATH)]
     if missing:
         pytest.skip(f"SLURM is not installed ({', '.join(missing)} missing); {SCRIPT.relative_to(ROOT)} install")
     if os.geteuid() != 0:
         pytest.skip("a SLURM cluster on this machine needs root")
-    running = Cluster(tmp_path_factory.mktemp("slurm") / "cluster")
-    running.call(SCRIPT, "start")
-    yield running
-    running.call(SCRIPT, "stop")
+    with Path(f"{FOLDER}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # there can be one on a machine
+        running = Cluster(FOLDER)
+        print(running.call(SCRIPT, "start"))
+        yield running
+        running.call(SCRIPT, "stop")

@@ -12,7 +12,7 @@ ENDS = {
     "refused its configuration": ("exit 2", {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"}),
     "kills a rank each time": (
         "[ $SLURM_PROCID = 0 ] || kill -9 $$; sleep 60",
-        {"JobState": "FAILED", "Restarts": "2"},
+        {"JobState": "FAILED", "Restarts": "1"},
     ),
 }
 
@@ -22,7 +22,7 @@ def submit(cluster, folder, does, *options):
     task, script = folder / "task.sh", folder / "job.sh"
     task.write_text(f"again=${{SLURM_RESTART_COUNT:-0}}\necho begin $again\n{does}\n")
     script.write_text(
-        f"#!/bin/bash\nexport MSPT_RETRIES=2\n. {ROOT}/launch/job.sh\nsrun --kill-on-bad-exit=1 bash {task}\n"
+        f"#!/bin/bash\nexport MSPT_RETRIES=1\n. {ROOT}/launch/job.sh\nsrun --kill-on-bad-exit=1 bash {task}\n"
     )
     where = ["--output", folder / "log", "--open-mode=append", "--chdir", folder]
     return cluster.call("sbatch", "--parsable", "--requeue", "-N2", *where, *options, script).strip()
