@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,16 +55,28 @@ def assert_same(folder, expected, steps):
 def whole(cluster, tmp_path_factory):
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    (job,) = cluster.launch("--config", QUICKSTART, *options(folder, "--follow"), *settings(folder / "run", STEPS))
-    print(log(folder, job))
+    more = ["checkpoint.keep_every=3", "checkpoint.keep_last=1"]
+    (job,) = cluster.launch(
+        "--config", QUICKSTART, *options(folder, "--follow"), *settings(folder / "run", STEPS, *more)
+    )
     cluster.wait(job, JobState="COMPLETED", Restarts="0", NodeList="node[1-2]")
     return folder / "run"
 
 
 def test_a_run_on_two_nodes(whole):
-    """Ends as launch/local.py does, and its ranks were two."""
-    assert yaml.safe_load((whole / "summary.json").read_text())["train"]["steps"] == STEPS
     assert len(metrics.read(whole)) == STEPS
+    (said,) = (whole.parent / "logs").glob("*_0_log.out")
+    assert f"done: {STEPS} steps" in said.read_text() and "on 2 processes" in said.read_text()
+
+
+def test_plain_sbatch(cluster, whole, tmp_path):
+    """launch/run.sbatch: as many ranks, the same losses."""
+    cluster.environment["PATH"] = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    here = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={tmp_path}/log"]
+    given = ["launch/run.sbatch", "--config", QUICKSTART, *settings(tmp_path / "run", 3)]
+    job = cluster.call("sbatch", "--parsable", *here, *given).strip()
+    cluster.wait(job, JobState="COMPLETED", NodeList="node[1-2]")
+    assert_same(tmp_path / "run", whole, 3)
 
 
 def test_a_cancelled_step_and_a_lost_node(cluster, whole, tmp_path):
@@ -80,6 +93,7 @@ def test_a_cancelled_step_and_a_lost_node(cluster, whole, tmp_path):
     cluster.wait(job, JobState="COMPLETED", Restarts="2")
     print(log(tmp_path, job))
     assert len(re.findall("resuming from", log(tmp_path, job))) == 2
+    assert f"job {job} ended with {75 if SAVES_WHEN_SIGNALLED else 1}" in log(tmp_path, job)
     assert_same(tmp_path / "run", whole, STEPS)
 
 
@@ -166,6 +180,6 @@ def test_shards_built_by_an_array(cluster, tmp_path):
     assert len(parts) == 2
     for job in (*parts, last):
         cluster.wait(job, JobState="COMPLETED")
-    cluster.call(command("", 1, 1)[0], "-m", "shards", *build.split(), "--out", tmp_path / "one")
+    cluster.call(sys.executable, "-m", "shards", *build.split(), "--out", tmp_path / "one")
     assert files(tmp_path / "many") == files(tmp_path / "one")
     assert {"train", "heldout"} <= {path.parts[0] for path in files(tmp_path / "one")}
