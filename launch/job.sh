@@ -1,16 +1,16 @@
 # What a job script does before its srun: ". launch/job.sh". From then on the job is queued again when it ends
-#   with 75               the run has saved and asks for it: a time limit, a pre-emption
-#   with 69, 129 to 192   a rank hung, a signal killed one; MSPT_RETRIES times at most, other reasons counted
-# and not when it is done (0), when it says what is wrong (1, 2), or when SLURM itself ends it (scancel).
+#   with 75             the run has saved and asks for it: a time limit, a pre-emption
+#   with anything else  a rank was killed, lost the others or failed; MSPT_RETRIES times at most, counting every restart
+# and not when it is done (0), when its settings are wrong (2), or when SLURM itself ends it (scancel).
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 queue_again() {
-  local code=$?
-  local again=
+  local code=$? again=
   case $code in
     0) return ;;
+    2) ;;
     75) again=1 ;;
-    69 | 129 | 1[3-9]?) [ "${SLURM_RESTART_COUNT:-0}" -ge "${MSPT_RETRIES:-3}" ] || again=1 ;;
+    *) [ "${SLURM_RESTART_COUNT:-0}" -ge "${MSPT_RETRIES:-3}" ] || again=1 ;;
   esac
   if [ -n "$again" ] && [ -z "$told_to_end" ]; then
     echo "job $SLURM_JOB_ID ended with $code: queued again"

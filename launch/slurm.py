@@ -2,8 +2,8 @@
 
     python launch/slurm.py --config configs/qm9s-molspectra.yaml --nodes 4 --gpus-per-node 8 data.lanes=32
 
-A job that is pre-empted, runs into its time limit, loses a node or a rank is queued again and goes on where its run
-folder stands (launch/job.sh); one that has ended goes on when the same command is given again.
+A job that is pre-empted, runs into its time limit, or loses a node or a rank is queued again and goes on where its run
+folder stands (launch/job.sh). One that has ended goes on when the same command is given again.
 """
 
 import argparse
@@ -180,7 +180,7 @@ def build_parser():
     add("--job-name", default="mspt", help="(default: %(default)s)")
     add("--interface", help="network interface of NCCL and gloo, such as ib0")
     add("--grace", type=int, default=120, help="seconds before the limit at which a run saves (default: %(default)s)")
-    add("--retries", type=int, default=3, help="how often a job whose rank was killed is queued again (default: 3)")
+    add("--retries", type=int, default=3, help="how often a job that fails is queued again (default: %(default)s)")
     add("--logs", default="runs/slurm", help="folder of job scripts and logs (default: %(default)s)")
     add("--follow", action="store_true", help="print the log until the job is over")
     add("--dry-run", action="store_true", help="print the job script")
@@ -216,6 +216,8 @@ def main(arguments=None):
     if options.shards:
         if options.config or options.array or options.overrides:
             parser.error("--shards goes without --config, --array and key=value")
+        if options.nodes > 1 or options.tasks_per_node or options.gpus_per_node or options.array_tasks < 1:
+            parser.error("--shards is --array-tasks jobs, one or more, each of one task on one node")
     elif by_config and options.config:
         parser.error("--array config=… names the configurations; leave --config out")
     elif options.array and not by_config and len(options.config) != 1:

@@ -71,6 +71,7 @@ def test_an_array_over_configurations(capsys):
         ([*CONFIG, *STAGE_1, "--array", "seed=0,1"], "--array varies one --config"),
         ([*CONFIG, "--shards", "build qm9 --out x"], "--shards goes without --config"),
         (["--shards", "build qm9"], "required: --out"),
+        (["--shards", "build qm9 --out x", "--nodes=2"], "each of one task on one node"),
         (["training.steps=5"], "give --config or --shards"),
     ],
 )

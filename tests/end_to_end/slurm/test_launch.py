@@ -103,7 +103,7 @@ def test_a_cancelled_step_and_a_lost_node(cluster, whole, tmp_path):
 def test_a_time_limit(cluster, tmp_path):
     """The signal before it → queued again → goes on → ends with the weights of an uninterrupted run.
 
-    When SLURM gives the signal is known to half a minute, hence the run's end is set once it has been given.
+    When SLURM gives the signal is known to half a minute, hence the run's length is set once it has been given.
     """
     configuration, run = tmp_path / "run.yaml", tmp_path / "run"
     tree = yaml.safe_load((ROOT / QUICKSTART).read_text())
