@@ -16,6 +16,11 @@ import threading
 import time
 
 
+def pretrain(config, overrides):
+    """The command of every rank of a run."""
+    return [sys.executable, "-m", "mspt.cli", "pretrain", "--config", str(config), *overrides]
+
+
 def free_port():
     """A TCP port that nothing listens on now."""
     with socket.socket() as listener:
@@ -90,8 +95,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}; at least 1 is needed")
-    command = [sys.executable, "-m", "mspt.cli", "pretrain", "--config", options.config, *options.overrides]
-    sys.exit(run(command + ["--debug"] * options.debug, options.processes))
+    command = pretrain(options.config, options.overrides) + ["--debug"] * options.debug
+    sys.exit(run(command, options.processes))
 
 
 if __name__ == "__main__":
