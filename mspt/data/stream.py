@@ -6,6 +6,7 @@ number of ranks that divides the lanes and any number of loader workers.
 """
 
 import logging
+import signal
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -199,10 +200,16 @@ class Stream:
         if self.workers:
             # A generator of its own, so that how often a run was resumed does not show in torch's global random state.
             options = {"num_workers": self.workers, "prefetch_factor": 4, "generator": torch.Generator()}
-            pipeline = DataLoader(pipeline, batch_size=None, **options)
+            pipeline = DataLoader(pipeline, batch_size=None, worker_init_fn=_ignore_signals, **options)
         served = iter(pipeline)
         for _ in range(start, stop):
             yield [_unwrap(next(served)) for _ in self.lanes]
+
+
+def _ignore_signals(_):
+    """In a worker: signals to all processes of a job are for the trainer, which needs its data for one more step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _serve(lanes, start, stop):
