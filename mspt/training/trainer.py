@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -134,21 +134,22 @@ class Trainer:
     def _epoch(self, epoch, start, stop, steps):
         """Steps start to stop of an epoch that has so many steps."""
         generator = Keyed(self.config.seed, epoch)
-        batches = iter(self.stream.batches(epoch, start, stop))
-        for index in range(start, stop):
-            begin = time.perf_counter()
-            micro_batches = next(batches)
-            waited = time.perf_counter() - begin
-            self.watchdog.reached(self.done + 1)
-            values = self._step(micro_batches, generator) | {"epoch": epoch}
-            last = index + 1 == steps
-            self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
-            self.done += 1
-            self._account(values, time.perf_counter() - begin, waited)
-            if self.done % self.config.checkpoint.every == 0:
-                self._save()
-            if self.stopping:
-                self._stop()
+        # Closed whatever happens: its workers would keep a process waiting that ends.
+        with closing(self.stream.batches(epoch, start, stop)) as batches:
+            for index in range(start, stop):
+                begin = time.perf_counter()
+                micro_batches = next(batches)
+                waited = time.perf_counter() - begin
+                self.watchdog.reached(self.done + 1)
+                values = self._step(micro_batches, generator) | {"epoch": epoch}
+                last = index + 1 == steps
+                self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
+                self.done += 1
+                self._account(values, time.perf_counter() - begin, waited)
+                if self.done % self.config.checkpoint.every == 0:
+                    self._save()
+                if self.stopping:
+                    self._stop()
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
