@@ -2,9 +2,9 @@
 
     python launch/local.py --processes 2 --config configs/quickstart.yaml training.steps=50
 
-The same as `mspt pretrain` under torchrun, with each rank's threads set to its share of the cores. Signals are passed on
-to the ranks. Ends with the exit code of the first rank that failed, or that a signal made end early (75), after killing
-those that hang then; a message that several ranks print comes once.
+The same as `mspt pretrain` under torchrun, with each rank's threads set to its share of the cores. Signals are passed
+on to the ranks. Ends with the exit code of the first rank that failed or that a signal made end early (75), after
+killing those that hang then; a message that several ranks print comes once.
 """
 
 import argparse

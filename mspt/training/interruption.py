@@ -52,4 +52,6 @@ def _note(number, _):
         if os.environ.get("RANK", "0") == "0":
             again = "; once more ends it at once, without" if number == signal.SIGINT else ""
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"mspt: {signal.Signals(number).name}: ends with a checkpoint after this step{again}\n".encode())
+            os.write(
+                2, f"mspt: {signal.Signals(number).name}: ends with a checkpoint after this step{again}\n".encode()
+            )

@@ -62,7 +62,9 @@ class Watchdog:
             if beat is None:
                 found.append(f"rank {rank} has no heartbeat in {self.folder}")
             elif silent > self.timeout / 2:
-                found.append(f"rank {rank} on {beat['host']} is silent since {silent:.0f} s, at step {beat['step']}")
+                found.append(
+                    f"rank {rank} on {beat['host']} has been silent for {silent:.0f} s, at step {beat['step']}"
+                )
             elif beat["step"] < furthest:
                 found.append(f"rank {rank} on {beat['host']} has not reached step {furthest}")
         return found
