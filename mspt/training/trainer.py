@@ -57,7 +57,6 @@ class Trainer:
         self.heldout_set = ShardSet.open(config.data.heldout, config.data.store) if config.data.heldout else None
         self.process = initialise()
         self.device = self.process.device
-        self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
         self.stream = Stream(self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size)
@@ -73,6 +72,8 @@ class Trainer:
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
         )
+        # Not before here: a configuration that is refused leaves no run folder.
+        self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
         self.done, self.position = 0, {"epoch": 0, "step": 0}
         # Over the whole run, whatever it is interrupted by; and since the last log line.
