@@ -14,7 +14,7 @@ from mspt.training import checkpoint
 from tests.end_to_end.faults.conftest import STEPS
 from tests.end_to_end.faults.ranks import Run
 
-FAULTS = int(os.environ.get("MSPT_FAULTS", "8"))
+FAULTS = int(os.environ.get("MSPT_FAULTS", "7"))
 SEED = int(os.environ.get("MSPT_SEED", random.randrange(10**6)))
 # From the start of the ranks to the end of a run, on two cores.
 SECONDS = 4.0
@@ -114,6 +114,7 @@ def test_faults_at_random_moments(tmp_path, ends_as_uninterrupted):
             assert checkpoint.latest(folder) == published(folder)[-1]
         if kind and (damaged or (happened and codes != [0, 0])):
             counts[kind] += 1
+            print(f"{counts.total()}: {kind}, exit codes {codes}", flush=True)
         if codes == [0, 0]:
             ends_as_uninterrupted(folder, 2)
             ends += 1
