@@ -2,8 +2,9 @@
 
     python launch/local.py --processes 2 --config configs/quickstart.yaml training.steps=50
 
-The same as `mspt pretrain` under torchrun, with each rank's threads set to its share of the cores. Ends with the exit
-code of the first rank that failed, after stopping the others; a message that several ranks print comes once.
+The same as `mspt pretrain` under torchrun, with each rank's threads set to its share of the cores. Signals are passed
+on to the ranks. Ends with the exit code of the first rank that failed or that a signal made end early (75), after
+killing those that hang then; a message that several ranks print comes once.
 """
 
 import argparse
@@ -41,7 +42,10 @@ def run(command, processes):
     for environment in environments(processes):
         first = environment["RANK"] == "0"
         errors = None if first else subprocess.PIPE
-        ranks.append(subprocess.Popen(command, env=environment, stderr=errors, text=True))
+        # In a process group of their own: Ctrl-C reaches this process alone, and each rank once, through it.
+        ranks.append(subprocess.Popen(command, env=environment, stderr=errors, text=True, process_group=0))
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _: [rank.send_signal(received) for rank in ranks])
     said = [[] for _ in ranks]  # rank 0 speaks for itself; what others say is kept for the end
     readers = [
         threading.Thread(target=lambda pipe=rank.stderr, lines=lines: lines.extend(pipe), daemon=True)
@@ -49,11 +53,11 @@ def run(command, processes):
     ]
     for reader in readers:
         reader.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: [rank.send_signal(received) for rank in ranks])
-    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+    codes = [None]
+    while None in codes and not any(codes):
         time.sleep(0.1)
-    codes = _stop(ranks)
+        codes = [rank.poll() for rank in ranks]
+    _stop(ranks)
     for reader in readers:
         reader.join(timeout=5)
     failed = next(((rank, code) for rank, code in enumerate(codes) if code), None)
@@ -65,25 +69,16 @@ def run(command, processes):
     return code if code > 0 else 128 - code
 
 
-def _stop(ranks, grace=20):
-    """Give ranks that have lost a peer a moment, then end them -> exit codes, the first failure's own kept."""
+def _stop(ranks, grace=3.0):
+    """Give ranks that have lost a peer a moment to end by themselves and to say why, then kill them."""
     end = time.monotonic() + grace
-    lost = any(rank.poll() for rank in ranks)
-    codes = [rank.poll() for rank in ranks]
-    for index, rank in enumerate(ranks):
-        if codes[index] is None:
-            try:
-                # A configuration that all ranks refuse is refused within moments of each other.
-                codes[index] = rank.wait(timeout=max(0.0, min(3.0, end - time.monotonic())) if lost else None)
-            except subprocess.TimeoutExpired:
-                rank.terminate()
-                try:
-                    rank.wait(timeout=max(0.1, end - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    rank.kill()
-                    rank.wait()
-                codes[index] = 0  # stopped by us: not the cause
-    return codes
+    for rank in ranks:
+        try:
+            # A configuration that all ranks refuse is refused within moments of each other.
+            rank.wait(timeout=max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
 
 
 def main(arguments=None):

@@ -1,6 +1,7 @@
 """The command line: mspt pretrain | data | embed | checkpoint | doctor.
 
-Exit codes: 0 done; 2 something that the user can fix, said in one line; 1 anything else.
+Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
+goes on; 69 a rank hung, the same command may be started again; 1 anything else.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import traceback
 from pathlib import Path
 
 from mspt.errors import UserError
+from mspt.training import interruption
 
 
 def pretrain(options):
     """Train by a configuration, or go on where its run folder stands."""
-    from mspt import config
-    from mspt.training import trainer
+    with interruption.listening():
+        from mspt import config
+        from mspt.training import trainer
 
-    loaded = config.load(options.config, options.overrides)
-    trainer.pretrain(loaded, config.dump(loaded))
+        loaded = config.load(options.config, options.overrides)
+        trainer.pretrain(loaded, config.dump(loaded))
 
 
 def info(options):
@@ -170,8 +173,13 @@ def main(arguments=None):
         print(f"mspt: error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
         _leave(2)
         sys.exit(2)
+    except interruption.Preempted as ended:
+        if os.environ["RANK"] == "0":
+            print(f"mspt: {ended}", file=sys.stderr, flush=True)
+        _leave(interruption.EXIT_CODE)
+        sys.exit(interruption.EXIT_CODE)
     except KeyboardInterrupt:
-        print("mspt: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("mspt: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -22,9 +22,16 @@ from mspt.training.trainer import TrainingSettings
 
 
 class RunSettings(Settings):
-    """dir: the run folder. It holds the run's whole state: the same command in the same folder resumes."""
+    """dir: the run folder. It holds the run's whole state: the same command in the same folder resumes.
+
+    grace: seconds from a signal to the end of the machine's patience; a save that would take longer is left out; null:
+    as long as it takes. hang_timeout: seconds without a step after which a run ends and names the ranks at fault; null:
+    never.
+    """
 
     dir: str
+    grace: float | None = Field(None, gt=0)
+    hang_timeout: float | None = Field(1800, gt=0)
 
 
 class Config(Settings):

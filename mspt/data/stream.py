@@ -6,6 +6,9 @@ number of ranks that divides the lanes and any number of loader workers.
 """
 
 import logging
+import os
+import signal
+import threading
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -208,10 +211,26 @@ class Stream:
         if self.workers:
             # A generator of its own, so that how often a run was resumed does not show in torch's global random state.
             options = {"num_workers": self.workers, "prefetch_factor": 4, "generator": torch.Generator()}
-            pipeline = DataLoader(pipeline, batch_size=None, **options)
+            pipeline = DataLoader(pipeline, batch_size=None, worker_init_fn=_heed_the_trainer_alone, **options)
         served = iter(pipeline)
         for _ in range(start, stop):
             yield [_unwrap(next(served)) for _ in self.lanes]
+
+
+def _heed_the_trainer_alone(_):
+    """In a worker: signals to all processes of a job are for the trainer, which needs its data for one more step."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer():
+    """Wait for a SIGTERM from the trainer itself, by which it ends workers that it leaves behind."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _serve(lanes, start, stop):

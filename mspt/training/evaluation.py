@@ -57,11 +57,11 @@ def retrieval(similarities):
 
 
 @torch.no_grad()
-def evaluate(engine, pretraining, heldout, train, data, seed, device):
+def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     """Every rank takes its share of the held-out set; the Evaluation is the same on all.
 
     engine: the wrapped module; pretraining: the module inside it. heldout: a ShardSet; train: several. data:
-    DataSettings.
+    DataSettings. between: called before each batch, as often on every rank.
     """
     generator = Keyed(seed, EPOCH)
     engine.eval()
@@ -71,9 +71,11 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device):
     if baseline:
         for shardset in train:
             for batch in _share(shardset, data, device, BASELINE_RECORDS // len(train)):
+                between()
                 baseline.learn(batch)
         baseline.agree()
     for batch in _share(heldout, data, device):
+        between()
         own, extras = engine("evaluate", batch, generator)
         sums += own
         weights += pretraining.weights(batch, generator)

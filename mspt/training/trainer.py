@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,13 +19,15 @@ from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
-from mspt.training import checkpoint, report
+from mspt.training import checkpoint, interruption, report
 from mspt.training.engine import Engine, all_reduce, initialise
 from mspt.training.evaluation import evaluate
 from mspt.training.export import export_encoder, initial_weights
 from mspt.training.flops import Utilisation
+from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
+from mspt.training.watchdog import Watchdog
 
 
 class TrainingSettings(Settings):
@@ -70,6 +72,8 @@ class Trainer:
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
         )
+        # Not before here: a configuration that is refused leaves no run folder.
+        self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
         self.done, self.position = 0, {"epoch": 0, "step": 0}
         # Over the whole run, whatever it is interrupted by; and since the last log line.
@@ -79,6 +83,8 @@ class Trainer:
             self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
         self.saved = self.done if newest is not None else None
+        self.save_seconds = 0.0  # of the last save; before one there is nothing to go by
+        self.stopping = False  # a signal has reached some rank; the same on all
         self.window = dict.fromkeys(COUNTS, 0.0)
         self.skipped = 0
         leads = self.process.rank == 0
@@ -122,24 +128,29 @@ class Trainer:
         if self.saved != self.done:
             self._save()
         summary = self._finish()
+        self.watchdog.close()
         self.metrics.close()
         return summary
 
     def _epoch(self, epoch, start, stop, steps):
         """Steps start to stop of an epoch that has so many steps."""
         generator = Keyed(self.config.seed, epoch)
-        batches = iter(self.stream.batches(epoch, start, stop))
-        for index in range(start, stop):
-            begin = time.perf_counter()
-            micro_batches = next(batches)
-            waited = time.perf_counter() - begin
-            values = self._step(micro_batches, generator) | {"epoch": epoch}
-            last = index + 1 == steps
-            self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
-            self.done += 1
-            self._account(values, time.perf_counter() - begin, waited)
-            if self.done % self.config.checkpoint.every == 0:
-                self._save()
+        # Closed whatever happens: its workers would keep a process waiting that ends.
+        with closing(self.stream.batches(epoch, start, stop)) as batches:
+            for index in range(start, stop):
+                begin = time.perf_counter()
+                micro_batches = next(batches)
+                waited = time.perf_counter() - begin
+                self.watchdog.reached(self.done + 1)
+                values = self._step(micro_batches, generator) | {"epoch": epoch}
+                last = index + 1 == steps
+                self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
+                self.done += 1
+                self._account(values, time.perf_counter() - begin, waited)
+                if self.done % self.config.checkpoint.every == 0:
+                    self._save()
+                if self.stopping:
+                    self._stop()
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
@@ -151,9 +162,11 @@ class Trainer:
         counts = torch.tensor(
             [[len(b.keys), len(b.numbers), b.missing, keyed.mix(b.records, 0).sum().item()] for b in batches]
         )
-        counts = counts.sum(0).to(self.device)
+        # Whether to stop is agreed on with what is added up anyway: it costs no step anything.
+        counts = torch.cat([counts.sum(0), torch.tensor([int(interruption.asked())])]).to(self.device)
         all_reduce(counts)
-        molecules, atoms, missing, digest = counts.tolist()
+        molecules, atoms, missing, digest, asked = counts.tolist()
+        self.stopping = asked > 0
         return means | {
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
@@ -207,6 +220,8 @@ class Trainer:
         self.metrics.scalars(self.done, values)
 
     def _save(self):
+        self.watchdog.reached(self.done)
+        begin = time.monotonic()
         checkpoint.save(
             self.engine,
             self.dir,
@@ -216,9 +231,33 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             extra={"counts": self.counts, "order": self._order()},
         )
-        self.saved = self.done
+        self.saved, self.save_seconds = self.done, time.monotonic() - begin
         if self.process.rank == 0:
             checkpoint.prune(self.dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+
+    def _stop(self):
+        """Save, where what is left of the grace allows it, and raise Preempted; all ranks come here together."""
+        if self.saved != self.done:
+            grace = self.config.run.grace
+            if self._most(self.save_seconds - interruption.left(grace)) > 0:
+                self._end(
+                    f"not saved at step {self.done}: the last save took {self.save_seconds:.1f} s, which is more than "
+                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saved} stays"
+                )
+            self._save()
+        self._end(f"saved at step {self.done}")
+
+    def _stop_if_asked(self):
+        """Between steps, where all is saved already: raise Preempted on all ranks if a signal has reached any."""
+        self.watchdog.reached(self.done)
+        if self._most(int(interruption.asked())):
+            self._end(f"saved at step {self.done}, the evaluation begins anew")
+
+    def _end(self, text):
+        self.watchdog.close()
+        self.progress.close()
+        self.metrics.close()
+        raise Preempted(f"{text}; the same command goes on")
 
     def _finish(self):
         """Evaluate, export, draw and sum up -> the summary on rank 0."""
@@ -229,7 +268,14 @@ class Trainer:
             # What is measured is what is exported.
             with self.engine.ema_weights() if averaged else nullcontext():
                 evaluation = evaluate(
-                    self.engine, self.module, self.heldout_set, self.train_sets, config.data, config.seed, self.device
+                    self.engine,
+                    self.module,
+                    self.heldout_set,
+                    self.train_sets,
+                    config.data,
+                    config.seed,
+                    self.device,
+                    self._stop_if_asked,
                 )
         weights = self.engine.weights(ema=averaged)
         if self.process.rank != 0:
@@ -247,7 +293,7 @@ class Trainer:
         """The largest of the ranks' numbers."""
         largest = torch.tensor(number, device=self.device)
         all_reduce(largest, op=dist.ReduceOp.MAX)
-        return int(largest)
+        return largest.item()
 
 
 def accumulate(engine, module, batches, generator):
