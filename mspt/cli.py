@@ -174,7 +174,7 @@ def main(arguments=None):
         _leave(2)
         sys.exit(2)
     except interruption.Preempted as ended:
-        if os.environ["RANK"] == "0":
+        if os.environ.get("RANK", "0") == "0":
             print(f"mspt: {ended}", file=sys.stderr, flush=True)
         _leave(interruption.EXIT_CODE)
         sys.exit(interruption.EXIT_CODE)
