@@ -21,8 +21,6 @@ from mspt.data.batch import Keys, Lines, MoleculeBatch
 log = logging.getLogger("mspt")
 KEY_BYTES = 32  # room for a key; longer ones cost a second look
 NAN = int(np.float64(np.nan).view(np.int64))
-
-
 REQUIRED = "required"  # of a column that every block has
 
 
@@ -164,7 +162,7 @@ class _Gathering:
     """One batch of rows from the compiled library."""
 
     def __init__(self, held, slots, rows):
-        self.held, self.slots, self.rows, self.m = held, slots, rows, len(rows)
+        self.held, self.slots, self.m = held, slots, len(rows)
         self.library, self.at, self.there = held.library, held.at, held.there
         self.table = (held.table.ctypes.data, held.table.shape[1])
         self.which = (slots.ctypes.data, rows.ctypes.data, self.m)

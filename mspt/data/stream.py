@@ -83,7 +83,7 @@ class Lane:
     """One lane in one epoch (an EpochOrder): the order of its records and the cuts of its micro-batches."""
 
     def __init__(self, shardsets, settings, epoch_order, lane):
-        self.shardsets, self.settings, self.epoch = shardsets, settings, epoch_order.epoch
+        self.shardsets, self.settings = shardsets, settings
         self.order = epoch_order.lane(lane, settings.lanes, settings.window)
         pieces, rows = self.order.pieces, self.order.rows
         self.atoms = np.empty(len(pieces), np.int32)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mspt.chemistry.units import HARTREE_EV, HARTREE_KCAL_MOL
+from mspt.chemistry.units import HARTREE_EV
 from mspt.data.schema import Record, RejectedRecord
 from mspt.errors import UserError
 from shards import molecules, pickles
+from shards.columns import KCAL_MOL_EV
 from shards.source import Source
 
 HELP = "GEOM: *_crude.msgpack, or rdkit_folder with --trust-pickle"
@@ -21,7 +22,7 @@ SOURCE = "GEOM (CREST conformers, GFN2-xTB, doi:10.7910/DVN/JNGTDF)"
 # Target -> (GEOM's field, factor to the unit in TARGET_UNITS).
 TARGETS = {
     "energy": ("totalenergy", HARTREE_EV),
-    "relative_energy": ("relativeenergy", HARTREE_EV / HARTREE_KCAL_MOL),
+    "relative_energy": ("relativeenergy", KCAL_MOL_EV),
     "boltzmann_weight": ("boltzmannweight", 1.0),
 }
 TARGET_UNITS = {"energy": "eV", "relative_energy": "eV", "boltzmann_weight": "1"}
