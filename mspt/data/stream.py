@@ -74,6 +74,15 @@ class DataSettings(Settings):
         """The sets to train on, of which there may be one."""
         return self.mixture or (Part(path=self.train, weight=1.0),)
 
+    def check_ranks(self, ranks):
+        """Raise UserError where so many ranks do not divide the lanes."""
+        if self.lanes % ranks:
+            divisors = [d for d in range(1, self.lanes + 1) if self.lanes % d == 0]
+            raise UserError(
+                f"data.lanes is {self.lanes}, which {ranks} ranks do not divide; run on "
+                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {ranks}"
+            )
+
     def open(self):
         """The ShardSets of parts."""
         return [ShardSet.open(part.path, self.store) for part in self.parts]
@@ -177,12 +186,7 @@ class Stream:
     """
 
     def __init__(self, shardsets, settings, seed, rank=0, world_size=1):
-        if settings.lanes % world_size:
-            divisors = [d for d in range(1, settings.lanes + 1) if settings.lanes % d == 0]
-            raise UserError(
-                f"data.lanes is {settings.lanes}, which {world_size} ranks do not divide; run on "
-                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {world_size}"
-            )
+        settings.check_ranks(world_size)
         for shardset in shardsets:
             packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
         self.shardsets, self.settings, self.seed = shardsets, settings, seed
