@@ -44,7 +44,8 @@ class DataSettings(Settings):
     streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes / ranks of them.
     workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together. budget: of one
     micro-batch. store: how sets behind URLs are read. on_bad_block: stop at a damaged block, or leave its records out.
-    line_shapes: how lines become spectra; what is not named keeps its default.
+    line_shapes: how lines become spectra; what is not named keeps its default. spectra: those that are used; others
+    count as missing.
     """
 
     train: str | None = None
@@ -57,6 +58,7 @@ class DataSettings(Settings):
     store: StoreSettings = StoreSettings()
     on_bad_block: Literal["error", "skip"] = "error"
     line_shapes: dict[Literal[SPECTRA], LineShape] = LINE_SHAPES
+    spectra: tuple[Literal[SPECTRA], ...] = SPECTRA
 
     @field_validator("line_shapes")
     @classmethod
