@@ -74,7 +74,7 @@ class Table(Settings):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: a configuration with overrides, in a folder that follows from them. after: what it starts with."""
+    """A training run: a configuration with overrides, in a folder that they name. after: what it starts with."""
 
     config: Path
     overrides: tuple[str, ...]
