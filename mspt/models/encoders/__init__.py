@@ -17,9 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
 from mspt.errors import UserError
+from mspt.models.encoders.egnn import EGNN, EGNNSettings
+from mspt.models.encoders.painn import PaiNN, PaiNNSettings
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
 
-ENCODERS = {"torchmd_et": (TorchMDETSettings, TorchMDET)}
+ENCODERS = {
+    "torchmd_et": (TorchMDETSettings, TorchMDET),
+    "egnn": (EGNNSettings, EGNN),
+    "painn": (PaiNNSettings, PaiNN),
+}
 
 
 class _ByName:
