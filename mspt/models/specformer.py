@@ -183,8 +183,8 @@ class Layer(nn.Module):
         nn.init.zeros_(self.qkv.bias)
 
     def forward(self, x, queries, keys, mask):
-        """x [m, T, d]; queries and keys: lists of the layers before; mask bool [m, T] of the tokens that are there, None
-        where all are -> x, and the lists with this layer's at the end. (ZeRO 3 passes a module copies of its lists.)
+        """x [m, T, d]; queries and keys: lists of the layers before; mask bool [m, T] of the tokens that are there,
+        None where all are -> x, and the lists with this layer's at the end. (ZeRO 3 hands a module copies of lists.)
         """
         m, t, d = x.shape
         q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).unbind(2)
