@@ -2,7 +2,8 @@
 
 An objective is an nn.Module built from (settings, network) with
 
-- `terms`: the names of the terms of its loss, k of them;
+- `terms`: name -> factor of the terms of its loss, k of them;
+- `takes_forces`, where it has the attribute: whether its forward differentiates an energy by the positions;
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights.
@@ -19,16 +20,18 @@ from mspt.errors import UserError
 from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
+from mspt.objectives.energy import EMGP, EMGPSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
 from mspt.settings import Settings
 
-OBJECTIVES = {"coord": Coord, "masked_patches": MaskedPatches, "contrast": Contrast}
+OBJECTIVES = {"coord": Coord, "emgp": EMGP, "masked_patches": MaskedPatches, "contrast": Contrast}
 
 
 class ObjectivesSettings(Settings):
     """Which objectives train together; null leaves one out."""
 
     coord: CoordSettings | None = None
+    emgp: EMGPSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
 
@@ -53,10 +56,17 @@ class Pretraining(nn.Module):
                 raise UserError(f"objectives.{name} needs spectra, but model.specformer is null; set it")
         self.network = Network(network_settings)
         self.objectives = nn.ModuleDict({name: OBJECTIVES[name](chosen[name], self.network) for name in chosen})
-        # term -> its objective's weight in the joint loss, in the order of sums and weights
+        # term -> its weight in the joint loss, in the order of sums and weights
         self.terms = {
-            term: chosen[name].weight for name, objective in self.objectives.items() for term in objective.terms
+            term: chosen[name].weight * factor
+            for name, objective in self.objectives.items()
+            for term, factor in objective.terms.items()
         }
+
+    @property
+    def takes_forces(self):
+        """Whether a step differentiates an energy by the positions; the Engine must know."""
+        return any(getattr(objective, "takes_forces", False) for objective in self.objectives.values())
 
     @property
     def two_passes(self):

@@ -1,11 +1,11 @@
 """Coord: denoising of coordinates, a learned force field (Zaidi et al., ICLR 2023)."""
 
-import torch
 from torch import nn
 
 from mspt.errors import UserError
 from mspt.models.encoders import ENCODERS
 from mspt.models.heads import VectorHead
+from mspt.objectives import noise
 from mspt.settings import Settings
 
 
@@ -24,8 +24,6 @@ class Coord(nn.Module):
     where the encoder has no vectors.
     """
 
-    terms = ("coord",)
-
     def __init__(self, settings, network):
         super().__init__()
         encoder = network.encoder.settings
@@ -35,13 +33,13 @@ class Coord(nn.Module):
                 f"objectives.coord needs an encoder with vectors, and {encoder.name} as set here has none; set "
                 f"model.encoder.name to one of {', '.join(able)} with its default keys, or objectives.coord to null"
             )
+        self.terms = {"coord": 1.0}
         self.sigma = settings.sigma
         self.head = VectorHead(network.width)
 
     def noise(self, batch, generator):
-        """ε [n, 3], the same for an atom of a record wherever it is processed."""
-        atom = torch.arange(len(batch.numbers), device=batch.ptr.device) - batch.ptr[batch.molecule]
-        return generator.normal("coord", batch.records[batch.molecule], atom, 3, batch.positions.dtype)
+        """ε [n, 3]."""
+        return noise.of_atoms("coord", batch, generator)
 
     def corrupt(self, model, batch, generator):
         model.positions = batch.positions + self.sigma * self.noise(batch, generator)

@@ -80,6 +80,7 @@ class Trainer:
             config.schedule,
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
+            takes_forces=self.module.takes_forces,
         )
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
