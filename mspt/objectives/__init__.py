@@ -122,8 +122,8 @@ class Pretraining(nn.Module):
         """What evaluation looks at, without gradient.
 
         -> sums [terms] of the corrupted batch (contrast, which depends on its company, and what predict() is for, as
-        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the
-        unit vectors of the clean molecules and whole spectra [p, F] twice.
+        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there
+        is contrast the unit vectors of the clean molecules and whole spectra [p, F] twice.
         """
         model = self.corrupted(batch, generator)
         sums, extras = [], {}

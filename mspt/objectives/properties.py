@@ -52,7 +52,7 @@ class Property(nn.Module):
     number.
     """
 
-    terms = {"property": 1.0}
+    terms = ("property",)
     supervised = True
 
     def __init__(self, settings, network):
