@@ -2,7 +2,8 @@
 
 An objective is an nn.Module built from (settings, network) with
 
-- `terms`: the names of the terms of its loss, k of them;
+- `terms`: name -> factor of the terms of its loss, k of them;
+- `takes_forces`, where it has the attribute: whether its forward differentiates an energy by the positions;
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
@@ -23,20 +24,31 @@ from mspt.errors import UserError
 from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
+from mspt.objectives.energy import EMGP, EMGPSettings
+from mspt.objectives.forces import Forces, ForcesSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
 from mspt.objectives.properties import Property, PropertySettings
 from mspt.settings import Settings
 
-OBJECTIVES = {"coord": Coord, "masked_patches": MaskedPatches, "contrast": Contrast, "property": Property}
+OBJECTIVES = {
+    "coord": Coord,
+    "emgp": EMGP,
+    "masked_patches": MaskedPatches,
+    "contrast": Contrast,
+    "property": Property,
+    "forces": Forces,
+}
 
 
 class ObjectivesSettings(Settings):
     """Which objectives train together; null leaves one out."""
 
     coord: CoordSettings | None = None
+    emgp: EMGPSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
     property: PropertySettings | None = None
+    forces: ForcesSettings | None = None
 
     def chosen(self):
         """name -> settings of the objectives that are on."""
@@ -59,9 +71,11 @@ class Pretraining(nn.Module):
                 raise UserError(f"objectives.{name} needs spectra, but model.specformer is null; set it")
         self.network = Network(network_settings)
         self.objectives = nn.ModuleDict({name: OBJECTIVES[name](chosen[name], self.network) for name in chosen})
-        # term -> its objective's weight in the joint loss, in the order of sums and weights
+        # term -> its weight in the joint loss, in the order of sums and weights
         self.terms = {
-            term: chosen[name].weight for name, objective in self.objectives.items() for term in objective.terms
+            term: chosen[name].weight * factor
+            for name, objective in self.objectives.items()
+            for term, factor in objective.terms.items()
         }
 
     @property
@@ -75,6 +89,11 @@ class Pretraining(nn.Module):
         labels = [objective.labels for objective in self.supervised.values()]
         targets = dict.fromkeys(name for names, _ in labels for name in names)
         return tuple(targets), any(forces for _, forces in labels)
+
+    @property
+    def takes_forces(self):
+        """Whether a step differentiates an energy by the positions; the Engine must know."""
+        return any(getattr(objective, "takes_forces", False) for objective in self.objectives.values())
 
     @property
     def two_passes(self):

@@ -35,13 +35,13 @@ class Forces(nn.Module):
     three components. Weights: their numbers.
     """
 
-    terms = ("energy", "forces")
     supervised = True
     takes_forces = True
 
     def __init__(self, settings, network):
         super().__init__()
         self.settings = settings
+        self.terms = {"energy": settings.energy_weight, "forces": settings.force_weight}
         self.head = heads.ScalarReadout(network.width)
         self.statistics = Statistics()
 

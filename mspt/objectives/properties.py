@@ -52,12 +52,12 @@ class Property(nn.Module):
     number.
     """
 
-    terms = ("property",)
     supervised = True
 
     def __init__(self, settings, network):
         super().__init__()
         self.settings = settings
+        self.terms = {"property": 1.0}
         self.head = READOUTS[settings.readout](network.width)
         self.statistics = Statistics()
 
@@ -91,7 +91,7 @@ class Property(nn.Module):
 
     def values(self, model):
         """ŷ [m] float64 of the structures that a pass sees."""
-        value = self.statistics.deviation * self.head(*model.structure, model.batch, model.positions)
+        value = self.statistics.deviation * self.head(*model.structure, model.batch, model.positions).double()
         return value + self.statistics.baseline(model.batch) if self.settings.readout == "scalar" else value
 
     def predict(self, model):

@@ -18,6 +18,8 @@ TERMS = {
     "masked_raman": ("masked Raman", SQUARES),
     "contrast": ("contrast", "InfoNCE (nats)"),
     "property": ("property", "error of the standardised target"),
+    "energy": ("energy", "mean square error ((kcal/mol)²)"),
+    "forces": ("forces", "mean square error ((kcal/mol/Å)²)"),
 }
 # Molecules of the similarity picture: with more, a match is thinner than a pixel.
 MOST_SIMILARITIES = 200

@@ -76,6 +76,7 @@ class Trainer:
             config.schedule,
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
+            takes_forces=self.module.takes_forces,
         )
         units = self.train_sets[0].manifest["provenance"].get("units", {})
         self.validation = Validation(config, self.module, self.engine, units, self.dir)
