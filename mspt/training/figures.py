@@ -17,6 +17,9 @@ TERMS = {
     "masked_ir": ("masked IR", SQUARES),
     "masked_raman": ("masked Raman", SQUARES),
     "contrast": ("contrast", "InfoNCE (nats)"),
+    "property": ("property", "error of the standardised target"),
+    "energy": ("energy", "mean square error ((kcal/mol)²)"),
+    "forces": ("forces", "mean square error ((kcal/mol/Å)²)"),
 }
 # Molecules of the similarity picture: with more, a match is thinner than a pixel.
 MOST_SIMILARITIES = 200

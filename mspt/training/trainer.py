@@ -14,21 +14,22 @@ from pydantic import Field
 
 from mspt.data import keyed, plot
 from mspt.data.keyed import Keyed
-from mspt.data.shardset import ShardSet
 from mspt.data.stream import Stream
+from mspt.downstream import predictor
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
 from mspt.training import checkpoint, interruption, report
-from mspt.training.engine import Engine, all_reduce, initialise
+from mspt.training.engine import Engine, all_reduce, gather_objects, initialise
 from mspt.training.evaluation import evaluate
-from mspt.training.export import export_encoder, initial_weights
+from mspt.training.export import export_encoder, initial_weights, read_weights
 from mspt.training.flops import Utilisation
 from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
 from mspt.training.saving import Saver
+from mspt.training.validation import Validation, fit_statistics, measure
 from mspt.training.watchdog import Watchdog
 
 
@@ -56,12 +57,11 @@ class Trainer:
         self.config = config
         self.dir = Path(config.run.dir)
         self.train_sets = config.data.open()
-        self.heldout_set = ShardSet.open(config.data.heldout, config.data.store) if config.data.heldout else None
+        self.heldout_set = config.data.open_part("heldout")
         self.process = initialise()
         self.device = self.process.device
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.stream = Stream(self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.module = Pretraining(config.model, config.objectives)
         self.losses = dict.fromkeys(("loss", *self.module.terms), 0.0)  # added up since the last save
@@ -71,9 +71,14 @@ class Trainer:
             raise UserError(
                 f"checkpoint.metric={keep.metric}: this run has no such value; take one of {', '.join(self.losses)}"
             )
+        self.stream = Stream(
+            self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size, self.module.labels
+        )
         newest = checkpoint.latest(self.dir)
-        if newest is None and config.model.init:
-            initial_weights(self.module, config.model.init)
+        if newest is None:
+            if config.model.init:
+                initial_weights(self.module, config.model.init)
+            fit_statistics(self.module, self.train_sets)
         self.engine = Engine(
             self.module,
             config.engine,
@@ -82,6 +87,8 @@ class Trainer:
             accumulation=config.data.lanes // self.process.world_size,
             takes_forces=self.module.takes_forces,
         )
+        units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.validation = Validation(config, self.module, self.engine, units, self.dir)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
@@ -92,6 +99,7 @@ class Trainer:
             state = checkpoint.load(self.engine, newest)
             self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
+            self.validation.state = state.extra.get("validation", self.validation.state)
         self.saver = Saver(
             self.engine,
             self.dir,
@@ -119,6 +127,8 @@ class Trainer:
             "data.lanes": data.lanes,
             "data.window": data.window,
             "data.budget": data.budget.model_dump(mode="json"),
+            "data.split": data.split and data.split.model_dump(mode="json"),
+            "data.limit": data.limit,
             "the sets (their indices)": [shardset.manifest["index_sha256"] for shardset in self.train_sets],
             "the sets' weights": [part.weight for part in data.parts],
         }
@@ -134,10 +144,10 @@ class Trainer:
                 )
 
     def run(self):
-        """Train to the last step, then evaluate, export and sum up -> the summary."""
+        """Train to the last step or until validation stops it, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
         try:
-            while self.done < total:
+            while self.done < total and not self.validation.stopped:
                 epoch, at = self.position["epoch"], self.position["step"]
                 steps = self._most(self.stream.steps(epoch))
                 self._epoch(epoch, at, min(steps, at + total - self.done), steps)
@@ -173,10 +183,14 @@ class Trainer:
                 self._account(values, time.perf_counter() - begin, waited)
                 if self.saver.step is not None and self.written:
                     self.saver.advance()
+                if self.validation.due(self.done):
+                    self._validate()
                 if self.done % self.config.checkpoint.every == 0:
                     self._save()
                 if self.stopping:
                     self._stop()
+                if self.validation.stopped:
+                    return
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
@@ -253,6 +267,16 @@ class Trainer:
         self.progress.report(self.done, values)
         self.metrics.scalars(self.done, values)
 
+    def _validate(self):
+        """Measure on the validation set, and say what came out."""
+        _, errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+        self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
+        best = self.validation.state["step"]
+        said = "the best so far" if best == self.done else f"best at step {best}"
+        self.progress.note(f"step {self.done}: validation {report.errors(self.validation.reported(errors))}  ({said})")
+        if self.validation.stopped:
+            self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
+
     def _save(self):
         """Begin a save of this step; training goes on while it is written."""
         self.watchdog.reached(self.done)
@@ -262,7 +286,7 @@ class Trainer:
             position=self.position,
             seed=self.config.seed,
             config=self.config.model_dump(mode="json"),
-            extra={"counts": self.counts, "order": self._order()},
+            extra={"counts": self.counts, "order": self._order(), "validation": self.validation.state},
             metrics={name: value / self.finite for name, value in self.losses.items() if self.finite},
         )
         self.losses, self.finite = dict.fromkeys(self.losses, 0.0), 0
@@ -303,7 +327,8 @@ class Trainer:
         """Evaluate, export, draw and sum up -> the summary on rank 0."""
         config, evaluation = self.config, None
         averaged = config.engine.ema_decay is not None
-        if self.heldout_set is not None:
+        supervised = self.module.supervised
+        if self.heldout_set is not None and len(supervised) < len(self.module.objectives):
             self.progress.note("evaluating on the held-out set")
             # What is measured is what is exported.
             with self.engine.ema_weights() if averaged else nullcontext():
@@ -318,16 +343,31 @@ class Trainer:
                     self._stop_if_asked,
                 )
         weights = self.engine.weights(ema=averaged)
+        errors = self._test() if supervised else None
         if self.process.rank != 0:
             return None
-        export_encoder(weights, config.model.encoder, self.dir / "encoder")
+        best = read_weights(self.dir / predictor.FOLDER) if supervised else weights
+        export_encoder(best, config.model.encoder, self.dir / "encoder")
         train = {"steps": self.done, "parameters": sum(weight.numel() for weight in weights.values())}
         summary = report.summarise(config, train | self.counts, evaluation, self.process)
+        if supervised:
+            summary |= {"errors": errors, "validation": self.validation.state}
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         for name, figure in report.pictures(self.dir, evaluation).items():
             plot.save(figure, self.dir / "figures" / f"{name}.png")
             self.metrics.figure(self.done, name, figure)
         return summary
+
+    def _test(self):
+        """Errors of the best model on the held-out set, as reported; None where there is no such set."""
+        if self.validation.shardset is None:
+            self.validation.keep()
+        if self.heldout_set is None:
+            return None
+        gather_objects(None)  # the model is written
+        module = predictor.load(self.dir).module.to(self.device)
+        errors = measure(module.predict, module, self.heldout_set, self.config.data, self.device, self._stop_if_asked)
+        return self.validation.reported(errors)
 
     def _most(self, number):
         """The largest of the ranks' numbers."""
