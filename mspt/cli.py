@@ -1,4 +1,4 @@
-"""The command line: mspt pretrain | data | embed | checkpoint | doctor.
+"""The command line: mspt pretrain | data | embed | probe | checkpoint | doctor.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.
@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from mspt.commands import downstream
 from mspt.errors import UserError
 from mspt.training import interruption
 
@@ -144,6 +145,7 @@ def build_parser():
         "--budget-atoms", type=int, default=8192, help="atoms that are embedded together (default: %(default)s)"
     )
     embedding.set_defaults(run_command=embed)
+    studies = downstream.add(commands)
     checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
     actions = checkpoint.add_subparsers(dest="action", required=True)
     action = actions.add_parser("export", help=export.__doc__)
@@ -156,7 +158,7 @@ def build_parser():
     other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, about, single, picture, whole, embedding, action, other, check):
+    for each in (command, about, single, picture, whole, embedding, *studies, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
