@@ -1,4 +1,4 @@
-"""The command line: mspt pretrain | data | embed | probe | checkpoint | doctor.
+"""The command line: mspt pretrain | data | embed | probe | retrieve | checkpoint | doctor.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.

@@ -1,8 +1,12 @@
-"""What has been learnt: mspt probe."""
+"""What has been learnt: mspt probe | retrieve."""
 
+import argparse
 import json
 
 from mspt.errors import UserError
+
+A_SET = "a shard set or its Zarr twin"
+A_RUN = "a run folder, or one of its checkpoints"
 
 
 def probe(options):
@@ -24,6 +28,41 @@ def probe(options):
     print(json.dumps(result, indent=1) if options.json else probe.report(result))
 
 
+def retrieve(options):
+    """Say which spectrum belongs to a molecule of a set, and which molecule to a spectrum."""
+    from mspt import files
+    from mspt.data.opening import open_set
+    from mspt.downstream import identification, retrieval
+    from mspt.training import loading
+
+    run = loading.load(options.run)
+    run.objective("contrast", "retrieval")
+    molecules, network = open_set(options.data), run.module.network
+    subsets = [] if options.query else options.spectra
+    library = retrieval.read(network, molecules, subsets, run.data.line_shapes, run.device)
+    if options.query:
+        spectra = identification.measured(options.query, library, options.calibrated)
+        found = identification.identify(network, library, spectra, options.top, run.device)
+        print(identification.report(molecules, found))
+        return
+    queries = [options.queries] if options.queries else ["molecule", "spectrum"]
+    found = retrieval.rank(library, options.data)
+    print(retrieval.report(found, queries))
+    if options.out:
+        files.write(options.out, retrieval.answers(library, found, queries, options.top))
+        print(f"wrote {options.out}")
+
+
+def subset(text):
+    """Names of spectra with commas between them, in the order of the grids; all means all."""
+    from mspt.chemistry.spectra import SPECTRA
+
+    wanted = list(SPECTRA) if text == "all" else names(text)
+    if not wanted or not set(wanted) <= set(SPECTRA):
+        raise argparse.ArgumentTypeError(f"{text}: known are all, {', '.join(SPECTRA)}")
+    return ",".join(name for name in SPECTRA if name in wanted)
+
+
 def names(text):
     """Names with commas between them, as a list."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -31,18 +70,51 @@ def names(text):
 
 def add(commands):
     """Add the parsers -> list of them."""
-    a_set = "a shard set or its Zarr twin"
+    return [_add_probe(commands), _add_retrieve(commands)]
+
+
+def _add_probe(commands):
     command = commands.add_parser("probe", help=probe.__doc__)
     command.add_argument("--encoder", metavar="DIR", help="a folder of model.safetensors and config.json")
     command.add_argument(
         "--embeddings", nargs=2, metavar=("TRAIN", "TEST"), help="in its place: stores of both sets by mspt embed"
     )
-    command.add_argument("--train", required=True, metavar="SET", help=f"{a_set}, to fit on")
-    command.add_argument("--test", required=True, metavar="SET", help=f"{a_set}, to measure on")
+    command.add_argument("--train", required=True, metavar="SET", help=f"{A_SET}, to fit on")
+    command.add_argument("--test", required=True, metavar="SET", help=f"{A_SET}, to measure on")
     command.add_argument("--targets", required=True, type=names, metavar="NAME,…", help="such as homo,lumo,gap")
     command.add_argument("--labels", type=int, metavar="N", help="fit on so many molecules, drawn at random")
     command.add_argument("--pool", choices=["sum", "mean"], default="sum", help="over atoms (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of that draw and of the untrained encoder's weights")
     command.add_argument("--json", action="store_true", help="the same as JSON")
     command.set_defaults(run_command=probe)
-    return [command]
+    return command
+
+
+def _add_retrieve(commands):
+    command = commands.add_parser("retrieve", help=retrieve.__doc__)
+    command.add_argument("run", metavar="RUN", help=A_RUN)
+    command.add_argument("--data", required=True, metavar="SET", help=A_SET)
+    command.add_argument("--queries", choices=["molecule", "spectrum"], help="one direction only")
+    command.add_argument(
+        "--spectra",
+        nargs="+",
+        type=subset,
+        default=[subset("all")],
+        metavar="NAMES",
+        help="what of a molecule's spectra is seen, such as: all ir ir,raman (default: all)",
+    )
+    command.add_argument(
+        "--query",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "FILE"),
+        help="in place of the set's own spectra a measured one: ir, raman or uv_vis, with its unit if it is not the "
+        "grid's (uv_vis:nm), and a file of two columns; once for each spectrum of the molecule",
+    )
+    command.add_argument(
+        "--calibrated", action="store_true", help="take the query's intensities as they are, in the units of training"
+    )
+    command.add_argument("--top", type=int, default=10, metavar="K", help="answers to a query (default: %(default)s)")
+    command.add_argument("--out", metavar="FILE.csv", help="write the answers to every query")
+    command.set_defaults(run_command=retrieve)
+    return command

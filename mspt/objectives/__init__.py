@@ -20,9 +20,15 @@ from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
+from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
 from mspt.settings import Settings
 
-OBJECTIVES = {"coord": Coord, "masked_patches": MaskedPatches, "contrast": Contrast}
+OBJECTIVES = {
+    "coord": Coord,
+    "masked_patches": MaskedPatches,
+    "contrast": Contrast,
+    "spectrum_prediction": SpectrumPrediction,
+}
 
 
 class ObjectivesSettings(Settings):
@@ -31,6 +37,7 @@ class ObjectivesSettings(Settings):
     coord: CoordSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
+    spectrum_prediction: SpectrumPredictionSettings | None = None
 
     def chosen(self):
         """name -> settings of the objectives that are on."""

@@ -52,6 +52,12 @@ def vector_head(channels):
     return block(channels, channels // 2) + block(channels // 2, 1)
 
 
+def spectrum_heads(settings, channels):
+    """Multiply-adds of the forward pass per molecule with all the spectra that are predicted."""
+    points = sum(GRIDS[name].length for name in settings.spectra)
+    return len(settings.spectra) * (channels + settings.hidden) * settings.hidden + settings.hidden * points
+
+
 def training_step(model, objectives, molecules, atoms, edges):
     """Floating-point operations of a training step over m molecules with n atoms and e edges, self-loops among them.
 
@@ -61,6 +67,8 @@ def training_step(model, objectives, molecules, atoms, edges):
     if objectives.coord is not None:
         per_atom += vector_head(model.encoder.channels)
     per_molecule = specformer(model.specformer, model.encoder.channels) if model.specformer is not None else 0
+    if objectives.spectrum_prediction is not None:
+        per_molecule += spectrum_heads(objectives.spectrum_prediction, model.encoder.channels)
     return 2 * 3 * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
 
 
