@@ -1,4 +1,4 @@
-"""The command line: mspt pretrain | data | embed | probe | retrieve | checkpoint | doctor.
+"""The command line: mspt pretrain | finetune | data | checkpoint | doctor, and what is done with a trained network.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.
@@ -25,6 +25,31 @@ def pretrain(options):
 
         loaded = config.load(options.config, options.overrides)
         trainer.pretrain(loaded, config.dump(loaded))
+
+
+def finetune(options):
+    """Learn a property or forces from labels; as pretrain, with objectives.property or objectives.forces on."""
+    pretrain(options)
+
+
+def evaluate(options):
+    """Measure fine-tuned models on what their runs hold out, or on a set, and the spread over several of them."""
+    from mspt.training import scores
+
+    found = {folder: scores.score(folder, options.data) for folder in options.runs}
+    if options.json:
+        print(json.dumps({"runs": found, "spread": scores.spread(found)}, indent=1, ensure_ascii=False))
+    else:
+        print(scores.table(found))
+
+
+def predict(options):
+    """Write what a fine-tuned model predicts for the molecules of a set, as a CSV of key and value."""
+    from mspt.downstream import predictor
+
+    count, units = predictor.predict(options.run, options.data, options.out, options.budget_atoms)
+    said = ", ".join(f"{name} in {unit}" for name, unit in units.items())
+    print(f"wrote {count} predictions to {options.out}: {said}")
 
 
 def info(options):
@@ -113,6 +138,23 @@ def build_parser():
     command.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=50 run.dir=runs/try")
     command.set_defaults(run_command=pretrain)
+    tuning = commands.add_parser("finetune", help=finetune.__doc__)
+    tuning.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart-finetune.yaml")
+    tuning.add_argument("overrides", nargs="*", metavar="key=value", help="such as objectives.property.target=gap")
+    tuning.set_defaults(run_command=finetune)
+    scoring = commands.add_parser("evaluate", help=evaluate.__doc__)
+    scoring.add_argument("runs", nargs="+", metavar="RUN", help="a run folder of mspt finetune, or the model/ in it")
+    scoring.add_argument("--data", help="a shard set with labels (default: what the run's configuration holds out)")
+    scoring.add_argument("--json", action="store_true", help="the same as JSON")
+    scoring.set_defaults(run_command=evaluate)
+    prediction = commands.add_parser("predict", help=predict.__doc__)
+    prediction.add_argument("run", help="a run folder of mspt finetune, or the model/ in it")
+    prediction.add_argument("--data", required=True, help="a shard set or its Zarr twin")
+    prediction.add_argument("--out", required=True, metavar="FILE.csv", help="the table to write")
+    prediction.add_argument(
+        "--budget-atoms", type=int, default=8192, help="atoms that are predicted together (default: %(default)s)"
+    )
+    prediction.set_defaults(run_command=predict)
     data = commands.add_parser("data", help="look at a shard set")
     looks = data.add_subparsers(dest="action", required=True)
     one_or_more = "a shard set, or a folder of them"
@@ -158,7 +200,8 @@ def build_parser():
     other.set_defaults(run_command=import_encoder)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, about, single, picture, whole, embedding, *studies, action, other, check):
+    tuned = (tuning, scoring, prediction)
+    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, action, other, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

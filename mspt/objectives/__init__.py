@@ -5,7 +5,11 @@ An objective is an nn.Module built from (settings, network) with
 - `terms`: the names of the terms of its loss, k of them;
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
-- `forward(model, batch, generator) -> sums [k]`, to be divided by the weights.
+- `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
+- where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
+  `fit(shardsets)`: takes statistics of the labels before training, `predict(model)` and `baseline(batch)`: name ->
+  values as the labels are, by the network and by the statistics alone, `metric(errors)`: what the best model is chosen
+  by.
 
 model is the Pass over this micro-batch, batch the clean MoleculeBatch, generator a Keyed source of random numbers.
 Sums and weights are added up over micro-batches and ranks before one is divided by the other, so that the gradient
@@ -20,6 +24,7 @@ from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
+from mspt.objectives.properties import Property, PropertySettings
 from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
 from mspt.settings import Settings
 
@@ -27,6 +32,7 @@ OBJECTIVES = {
     "coord": Coord,
     "masked_patches": MaskedPatches,
     "contrast": Contrast,
+    "property": Property,
     "spectrum_prediction": SpectrumPrediction,
 }
 
@@ -37,6 +43,7 @@ class ObjectivesSettings(Settings):
     coord: CoordSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
+    property: PropertySettings | None = None
     spectrum_prediction: SpectrumPredictionSettings | None = None
 
     def chosen(self):
@@ -66,6 +73,18 @@ class Pretraining(nn.Module):
         }
 
     @property
+    def supervised(self):
+        """The objectives that learn from labels, by name."""
+        return {name: each for name, each in self.objectives.items() if getattr(each, "supervised", False)}
+
+    @property
+    def labels(self):
+        """Names of all targets that batches must carry, and whether they must carry forces."""
+        labels = [objective.labels for objective in self.supervised.values()]
+        targets = dict.fromkeys(name for names, _ in labels for name in names)
+        return tuple(targets), any(forces for _, forces in labels)
+
+    @property
     def two_passes(self):
         """Whether a step needs the embeddings of all its micro-batches first (contrast with global negatives)."""
         return "contrast" in self.objectives and self.objectives["contrast"].settings.negatives == "global"
@@ -83,7 +102,8 @@ class Pretraining(nn.Module):
 
     def forward(self, method, *arguments):
         """The engine hooks into forward alone, so everything that needs the parameters comes in through it."""
-        return {"loss": self.loss, "embed": self.embed, "evaluate": self.evaluate}[method](*arguments)
+        methods = {"loss": self.loss, "embed": self.embed, "evaluate": self.evaluate, "predict": self.predict}
+        return methods[method](*arguments)
 
     def loss(self, batch, generator, totals, share=None):
         """A micro-batch's share of the global loss.
@@ -109,18 +129,28 @@ class Pretraining(nn.Module):
     def evaluate(self, batch, generator):
         """What evaluation looks at, without gradient.
 
-        -> sums [terms] of the corrupted batch (contrast, which depends on its company, as 0); where there is a
-        SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the
+        -> sums [terms] of the corrupted batch (contrast, which depends on its company, and what predict() is for, as
+        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the
         unit vectors of the clean molecules and whole spectra [p, F] twice.
         """
         model = self.corrupted(batch, generator)
         sums, extras = [], {}
         for name, objective in self.objectives.items():
+            if name == "contrast" or name in self.supervised:
+                sums.append(torch.zeros(len(objective.terms), dtype=torch.float64, device=batch.ptr.device))
             if name == "contrast":
-                sums.append(torch.zeros(1, dtype=torch.float64, device=batch.ptr.device))
                 extras["embeddings"] = objective.embeddings(Pass(self.network, batch), batch)
-            else:
+            elif name not in self.supervised:
                 sums.append(objective(model, batch, generator).double())
             if name == "masked_patches":
                 extras["reconstruction"], extras["masked"] = model.reconstruction, model.masked
         return torch.cat(sums), extras
+
+    def predict(self, batch):
+        """What the supervised objectives make of the clean structures: name -> values, in the units of the labels."""
+        model = Pass(self.network, batch)
+        return {name: value for each in self.supervised.values() for name, value in each.predict(model).items()}
+
+    def baseline(self, batch):
+        """The same without the network."""
+        return {name: value for each in self.supervised.values() for name, value in each.baseline(batch).items()}

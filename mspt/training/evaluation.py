@@ -56,11 +56,11 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
     if baseline:
         for shardset in train:
-            for batch in _share(shardset, data, device, BASELINE_RECORDS // len(train)):
+            for batch in share(shardset, data, device, BASELINE_RECORDS // len(train)):
                 between()
                 baseline.learn(batch)
         baseline.agree()
-    for batch in _share(heldout, data, device):
+    for batch in share(heldout, data, device):
         between()
         own, extras = engine("evaluate", batch, generator)
         sums += own
@@ -158,11 +158,14 @@ def _examples(pretraining, batch, extras):
     ]
 
 
-def _share(shardset, data, device, records=None):
-    """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward)."""
+def share(shardset, data, device, records=None, labels=((), False)):
+    """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward).
+
+    records: about so many of them. labels: names of the targets that they carry, and whether they carry forces.
+    """
     rank, world_size = rank_and_size()
     group, seen = [], 0
-    for batch in sequential(shardset, data.budget):
+    for batch in sequential(shardset, data.budget, *labels):
         group.append(batch)
         seen += len(batch.keys)
         if len(group) == world_size:

@@ -17,6 +17,7 @@ TERMS = {
     "masked_ir": ("masked IR", SQUARES),
     "masked_raman": ("masked Raman", SQUARES),
     "contrast": ("contrast", "InfoNCE (nats)"),
+    "property": ("property", "error of the standardised target"),
     "spectrum_uv_vis": ("predicted UV-Vis", SQUARES),
     "spectrum_ir": ("predicted IR", SQUARES),
     "spectrum_raman": ("predicted Raman", SQUARES),

@@ -47,11 +47,21 @@ def pictures(run_dir, evaluation):
     return result
 
 
+def errors(reported):
+    """Mean absolute errors on a line. reported: of validation.Validation."""
+    return ", ".join(
+        f"{name} MAE {error['mae']:.4g} {error['unit']} (baseline {error['baseline']:.4g})"
+        for name, error in reported.items()
+    )
+
+
 def sum_up(summary, folder):
     """The last lines of a run: what came out, and where to look next."""
     train, heldout = summary["train"], summary["heldout"] or {}
     speed = f"{train['molecules_per_second']:.0f}/s on {summary['world_size']} processes"
     lines = [f"done: {train['steps']} steps, {train['records_seen']} molecules in {train['seconds']:.0f} s ({speed})"]
+    if summary.get("errors"):
+        lines.append(f"held out: {errors(summary['errors'])}")
     if "denoise_mse" in heldout:
         lines.append(f"held out: denoising error {heldout['denoise_mse']:.3f} (1 is predicting nothing)")
     if "masked_mse" in heldout:
@@ -61,8 +71,8 @@ def sum_up(summary, folder):
         )
     predicted = {name: error for name, error in heldout.items() if name.startswith("spectrum_")}
     if predicted:
-        errors = ", ".join(f"{name.removeprefix('spectrum_')} {error:.2e}" for name, error in predicted.items())
-        lines.append(f"held out: square errors of predicted spectra: {errors}; mspt predict-spectrum compares them")
+        parts = ", ".join(f"{name.removeprefix('spectrum_')} {error:.2e}" for name, error in predicted.items())
+        lines.append(f"held out: square errors of predicted spectra: {parts}; mspt predict-spectrum says what they mean")
     if "recall_at_10_molecule_to_spectrum" in heldout:
         lines.append(
             f"held out: spectrum of a molecule among the first 10 of {heldout['molecules']}: "
@@ -71,6 +81,7 @@ def sum_up(summary, folder):
     lines += [
         f"summary:  {folder / 'summary.json'}",
         f"pictures: {folder / 'figures'}",
+        *([f"model:    {folder / 'model'}"] if "errors" in summary else []),
         f"encoder:  {folder / 'encoder'}",
         f"curves:   tensorboard --logdir {folder}",
     ]

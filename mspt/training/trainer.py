@@ -13,20 +13,21 @@ from pydantic import Field
 
 from mspt.data import keyed, plot
 from mspt.data.keyed import Keyed
-from mspt.data.shardset import ShardSet
 from mspt.data.stream import Stream
+from mspt.downstream import predictor
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
 from mspt.training import checkpoint, interruption, report
-from mspt.training.engine import Engine, all_reduce, initialise
+from mspt.training.engine import Engine, all_reduce, gather_objects, initialise
 from mspt.training.evaluation import evaluate
-from mspt.training.export import export_encoder, initial_weights
+from mspt.training.export import export_encoder, initial_weights, read_weights
 from mspt.training.flops import Utilisation
 from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
+from mspt.training.validation import Validation, fit_statistics, measure
 from mspt.training.watchdog import Watchdog
 
 
@@ -54,17 +55,21 @@ class Trainer:
         self.config = config
         self.dir = Path(config.run.dir)
         self.train_sets = config.data.open()
-        self.heldout_set = ShardSet.open(config.data.heldout, config.data.store) if config.data.heldout else None
+        self.heldout_set = config.data.open_part("heldout")
         self.process = initialise()
         self.device = self.process.device
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.stream = Stream(self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.module = Pretraining(config.model, config.objectives)
+        self.stream = Stream(
+            self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size, self.module.labels
+        )
         newest = checkpoint.latest(self.dir)
-        if newest is None and config.model.init:
-            initial_weights(self.module, config.model.init)
+        if newest is None:
+            if config.model.init:
+                initial_weights(self.module, config.model.init)
+            fit_statistics(self.module, self.train_sets)
         self.engine = Engine(
             self.module,
             config.engine,
@@ -72,6 +77,8 @@ class Trainer:
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
         )
+        units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.validation = Validation(config, self.module, self.engine, units, self.dir)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
@@ -82,7 +89,9 @@ class Trainer:
             state = checkpoint.load(self.engine, newest)
             self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
+            self.validation.state = state.extra.get("validation", self.validation.state)
         self.saved = self.done if newest is not None else None
+        self.last_metric = None  # of the last validation; lower is better
         self.save_seconds = 0.0  # of the last save; before one there is nothing to go by
         self.stopping = False  # a signal has reached some rank; the same on all
         self.window = dict.fromkeys(COUNTS, 0.0)
@@ -103,6 +112,8 @@ class Trainer:
             "data.lanes": data.lanes,
             "data.window": data.window,
             "data.budget": data.budget.model_dump(mode="json"),
+            "data.split": data.split and data.split.model_dump(mode="json"),
+            "data.limit": data.limit,
             "the sets (their indices)": [shardset.manifest["index_sha256"] for shardset in self.train_sets],
             "the sets' weights": [part.weight for part in data.parts],
         }
@@ -118,9 +129,9 @@ class Trainer:
                 )
 
     def run(self):
-        """Train to the last step, then evaluate, export and sum up -> the summary."""
+        """Train to the last step or until validation stops it, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
-        while self.done < total:
+        while self.done < total and not self.validation.stopped:
             epoch, at = self.position["epoch"], self.position["step"]
             steps = self._most(self.stream.steps(epoch))
             self._epoch(epoch, at, min(steps, at + total - self.done), steps)
@@ -147,10 +158,14 @@ class Trainer:
                 self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
                 self.done += 1
                 self._account(values, time.perf_counter() - begin, waited)
+                if self.validation.due(self.done):
+                    self._validate()
                 if self.done % self.config.checkpoint.every == 0:
                     self._save()
                 if self.stopping:
                     self._stop()
+                if self.validation.stopped:
+                    return
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
@@ -219,6 +234,16 @@ class Trainer:
         self.progress.report(self.done, values)
         self.metrics.scalars(self.done, values)
 
+    def _validate(self):
+        """Measure on the validation set, and say what came out."""
+        self.last_metric, errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+        self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
+        best = self.validation.state["step"]
+        said = "the best so far" if best == self.done else f"best at step {best}"
+        self.progress.note(f"step {self.done}: validation {report.errors(self.validation.reported(errors))}  ({said})")
+        if self.validation.stopped:
+            self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
+
     def _save(self):
         self.watchdog.reached(self.done)
         begin = time.monotonic()
@@ -229,7 +254,7 @@ class Trainer:
             position=self.position,
             seed=self.config.seed,
             config=self.config.model_dump(mode="json"),
-            extra={"counts": self.counts, "order": self._order()},
+            extra={"counts": self.counts, "order": self._order(), "validation": self.validation.state},
         )
         self.saved, self.save_seconds = self.done, time.monotonic() - begin
         if self.process.rank == 0:
@@ -263,7 +288,8 @@ class Trainer:
         """Evaluate, export, draw and sum up -> the summary on rank 0."""
         config, evaluation = self.config, None
         averaged = config.engine.ema_decay is not None
-        if self.heldout_set is not None:
+        supervised = self.module.supervised
+        if self.heldout_set is not None and len(supervised) < len(self.module.objectives):
             self.progress.note("evaluating on the held-out set")
             # What is measured is what is exported.
             with self.engine.ema_weights() if averaged else nullcontext():
@@ -278,16 +304,31 @@ class Trainer:
                     self._stop_if_asked,
                 )
         weights = self.engine.weights(ema=averaged)
+        errors = self._test() if supervised else None
         if self.process.rank != 0:
             return None
-        export_encoder(weights, config.model.encoder, self.dir / "encoder")
+        best = read_weights(self.dir / predictor.FOLDER) if supervised else weights
+        export_encoder(best, config.model.encoder, self.dir / "encoder")
         train = {"steps": self.done, "parameters": sum(weight.numel() for weight in weights.values())}
         summary = report.summarise(config, train | self.counts, evaluation, self.process)
+        if supervised:
+            summary |= {"errors": errors, "validation": self.validation.state}
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         for name, figure in report.pictures(self.dir, evaluation).items():
             plot.save(figure, self.dir / "figures" / f"{name}.png")
             self.metrics.figure(self.done, name, figure)
         return summary
+
+    def _test(self):
+        """Errors of the best model on the held-out set, as reported; None where there is no such set."""
+        if self.validation.shardset is None:
+            self.validation.keep()
+        if self.heldout_set is None:
+            return None
+        gather_objects(None)  # the model is written
+        module = predictor.load(self.dir).module.to(self.device)
+        errors = measure(module.predict, module, self.heldout_set, self.config.data, self.device, self._stop_if_asked)
+        return self.validation.reported(errors)
 
     def _most(self, number):
         """The largest of the ranks' numbers."""
