@@ -77,8 +77,7 @@ def plot(options):
     """Draw one record of a shard set, or without one the set as a whole."""
     from mspt.data import look, plot
 
-    if options.out.suffix != ".png":
-        raise UserError(f"--out is {options.out}; the picture is a PNG: give a name that ends with .png")
+    plot.check_png(options.out)
     shardset = look.open_one(options.folder)
     if options.record is None:
         figure = plot.overview(shardset)

@@ -1,7 +1,8 @@
-"""What has been learnt: mspt probe | retrieve."""
+"""What has been learnt: mspt probe | retrieve | predict-spectrum | attention."""
 
 import argparse
 import json
+from pathlib import Path
 
 from mspt.errors import UserError
 
@@ -53,6 +54,47 @@ def retrieve(options):
         print(f"wrote {options.out}")
 
 
+def predict_spectrum(options):
+    """Write the spectra that a run predicts for a set's molecules, and compare them with the set's own."""
+    from mspt.data import plot
+    from mspt.data.opening import broadened, open_set
+    from mspt.downstream import pictures, spectra
+    from mspt.training import loading
+
+    if options.figure:
+        plot.check_png(options.figure, "--figure")
+    run = loading.load(options.run)
+    objective = run.objective("spectrum_prediction", "the prediction of spectra")
+    molecules, shapes = open_set(options.data), run.data.line_shapes
+    training = spectra.Training(list(objective.heads))
+    for folder in options.train or [part.path for part in run.data.parts]:
+        for batch in broadened(open_set(folder), shapes, run.device):
+            training.learn(batch)
+    about = {"run": str(run.source), "data": str(options.data)}
+    found = spectra.compare(run.module.network, objective, molecules, training, shapes, run.device, options.out, about)
+    print(json.dumps(spectra.means(found), indent=1) if options.json else spectra.report(spectra.means(found)))
+    if options.figure:
+        plot.save(pictures.predictions(molecules, options.out, found, training, shapes), options.figure)
+    if not options.json:
+        print(f"wrote {options.out}" + (f" and {options.figure}" if options.figure else ""))
+
+
+def attention(options):
+    """Draw a run's attention within and between the spectra of a molecule."""
+    from mspt.data import look, plot
+    from mspt.downstream import attention, pictures
+    from mspt.training import loading
+
+    plot.check_png(options.out)
+    run = loading.load(options.run)
+    shardset = look.open_one(options.data)
+    record = next(shardset.records([look.find(shardset, options.record)]))
+    maps = attention.maps(run.module.network, record, run.data.line_shapes, run.device)
+    print(attention.report(maps))
+    plot.save(pictures.attention(maps), options.out)
+    print(f"wrote {options.out}")
+
+
 def subset(text):
     """Names of spectra with commas between them, in the order of the grids; all means all."""
     from mspt.chemistry.spectra import SPECTRA
@@ -70,7 +112,7 @@ def names(text):
 
 def add(commands):
     """Add the parsers -> list of them."""
-    return [_add_probe(commands), _add_retrieve(commands)]
+    return [_add_probe(commands), _add_retrieve(commands), _add_predict_spectrum(commands), _add_attention(commands)]
 
 
 def _add_probe(commands):
@@ -117,4 +159,31 @@ def _add_retrieve(commands):
     command.add_argument("--top", type=int, default=10, metavar="K", help="answers to a query (default: %(default)s)")
     command.add_argument("--out", metavar="FILE.csv", help="write the answers to every query")
     command.set_defaults(run_command=retrieve)
+    return command
+
+
+def _add_predict_spectrum(commands):
+    command = commands.add_parser("predict-spectrum", help=predict_spectrum.__doc__)
+    command.add_argument("run", metavar="RUN", help=A_RUN)
+    command.add_argument("--data", required=True, metavar="SET", help=A_SET)
+    command.add_argument("--out", required=True, type=Path, metavar="STORE", help="the Zarr store to write")
+    command.add_argument(
+        "--train",
+        nargs="+",
+        metavar="SET",
+        help="what the baselines are taken from (default: what the run learnt from)",
+    )
+    command.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the best, a middling and the worst one")
+    command.add_argument("--json", action="store_true", help="the scores as JSON")
+    command.set_defaults(run_command=predict_spectrum)
+    return command
+
+
+def _add_attention(commands):
+    command = commands.add_parser("attention", help=attention.__doc__)
+    command.add_argument("run", metavar="RUN", help=A_RUN)
+    command.add_argument("--data", required=True, metavar="SET", help="a shard set")
+    command.add_argument("--record", required=True, metavar="KEY|NUMBER", help="a key, or a number from 0")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture to write")
+    command.set_defaults(run_command=attention)
     return command

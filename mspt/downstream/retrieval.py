@@ -9,12 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from mspt.chemistry.spectra import GRIDS, SPECTRA
 from mspt.data.look import table
-from mspt.data.opening import sequential
-from mspt.data.packing import Budget
+from mspt.data.opening import broadened
 from mspt.downstream import ranking
 from mspt.errors import UserError
 from mspt.models.pretraining import Pass
@@ -44,21 +42,17 @@ def read(network, molecules, subsets, line_shapes, device):
     keys, vectors, counts = [], [], dict.fromkeys(SPECTRA, 0)
     spectra, there = ({subset: [] for subset in subsets} for _ in range(2))
     sums = {name: torch.zeros(grid.length, dtype=torch.float64, device=device) for name, grid in GRIDS.items()}
-    budget = Budget(molecules=256, atoms=max(8192, molecules.manifest["largest"]))
-    with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
-        for batch in sequential(molecules, budget):
-            batch = batch.to(device).broadened(line_shapes)
-            one = Pass(network, batch)
-            keys += batch.keys
-            vectors.append(normalize(one.molecules, dim=-1))
-            for name in SPECTRA:
-                sums[name] += batch.spectra[name][batch.present[name]].sum(0, dtype=torch.float64)
-                counts[name] += int(batch.present[name].sum())
-            for subset in subsets:
-                present = {name: own & (name in subset.split(",")) for name, own in batch.present.items()}
-                spectra[subset].append(normalize(network.specformer(one.patches, present)[1].float(), dim=-1))
-                there[subset].append(torch.stack(list(present.values())).any(0))
-            bar.update(len(batch.keys))
+    for batch in broadened(molecules, line_shapes, device):
+        one = Pass(network, batch)
+        keys += batch.keys
+        vectors.append(normalize(one.molecules, dim=-1))
+        for name in SPECTRA:
+            sums[name] += batch.spectra[name][batch.present[name]].sum(0, dtype=torch.float64)
+            counts[name] += int(batch.present[name].sum())
+        for subset in subsets:
+            present = {name: own & (name in subset.split(",")) for name, own in batch.present.items()}
+            spectra[subset].append(normalize(network.specformer(one.patches, present)[1].float(), dim=-1))
+            there[subset].append(torch.stack(list(present.values())).any(0))
     return Library(
         keys,
         torch.cat(vectors),

@@ -13,15 +13,13 @@ Legend: N molecules, m of a batch, c compositions, L points of a spectrum's grid
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mspt import files
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.chemistry.spectra import GRIDS
 from mspt.data.block import ptr_of
 from mspt.data.look import table
-from mspt.data.opening import sequential
-from mspt.data.packing import Budget
+from mspt.data.opening import broadened
 from mspt.data.shardset import grids
 from mspt.data.zarr_arrays import StoreWriter
 from mspt.downstream import similarity
@@ -30,15 +28,6 @@ from mspt.models.pretraining import Pass
 KIND = "predicted spectra"
 SCORES = ("cosine", "pearson", "sis")
 PREDICTORS = {"model": "the run", "composition": "same composition", "mean": "mean spectrum"}
-
-
-def batches(molecules, line_shapes, device):
-    """Yield all of a set, as opening.open_set gives it, on the device, lines broadened; with a bar on a terminal."""
-    budget = Budget(molecules=256, atoms=max(8192, molecules.manifest["largest"]))
-    with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
-        for batch in sequential(molecules, budget):
-            yield batch.to(device).broadened(line_shapes)
-            bar.update(len(batch.keys))
 
 
 class Training:
@@ -103,7 +92,7 @@ def compare(network, objective, molecules, training, line_shapes, device, out, a
     found = {name: {who: {score: [] for score in SCORES} for who in PREDICTORS} for name in names}
     with files.new_folder(out) as aside:
         store = StoreWriter(aside)
-        for batch in batches(molecules, line_shapes, device):
+        for batch in broadened(molecules, line_shapes, device):
             predicted = {name: values.cpu() for name, values in predict(network, objective, batch).items()}
             texts = [key.encode() for key in batch.keys]
             columns = {"keys": np.frombuffer(b"".join(texts), np.uint8)}
