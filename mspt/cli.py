@@ -1,4 +1,5 @@
-"""The command line: mspt pretrain | finetune | evaluate | predict | data | embed | checkpoint | reproduce | doctor.
+"""The command line: mspt pretrain | finetune | reproduce | data | checkpoint | doctor, and what is done with a trained
+network.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.
@@ -13,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from mspt.commands import downstream
 from mspt.errors import UserError
 from mspt.training import interruption
 
@@ -77,8 +79,7 @@ def plot(options):
     """Draw one record of a shard set, or without one the set as a whole."""
     from mspt.data import look, plot
 
-    if options.out.suffix != ".png":
-        raise UserError(f"--out is {options.out}; the picture is a PNG: give a name that ends with .png")
+    plot.check_png(options.out)
     shardset = look.open_one(options.folder)
     if options.record is None:
         figure = plot.overview(shardset)
@@ -212,6 +213,7 @@ def build_parser():
         "--budget-atoms", type=int, default=8192, help="atoms that are embedded together (default: %(default)s)"
     )
     embedding.set_defaults(run_command=embed)
+    studies = downstream.add(commands)
     checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
     actions = checkpoint.add_subparsers(dest="action", required=True)
     action = actions.add_parser("export", help=export.__doc__)
@@ -240,7 +242,7 @@ def build_parser():
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
     tuned = (tuning, scoring, prediction)
-    for each in (command, *tuned, about, single, picture, whole, embedding, action, other, table, check):
+    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, action, other, table, check):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

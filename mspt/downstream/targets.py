@@ -1,13 +1,13 @@
 """Targets: the units in which the field reports their errors, and what the atoms alone give of an energy.
 
-Legend: m molecules, n atoms, E elements.
+Legend: m molecules, n atoms.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from mspt.chemistry.elements import SYMBOLS
+from mspt.chemistry.elements import MAX_NUMBER, SYMBOLS
 from mspt.errors import UserError
 
 
@@ -47,23 +47,30 @@ def reporting(name, units):
     return MILLI if unit == "eV" else Reporting(unit, 1.0, False)
 
 
-def composition(numbers, ptr, elements):
-    """How many atoms of each element: numbers [n], ptr [m + 1], elements [E] atomic numbers, sorted -> [m, E] float64.
+def fit_references(numbers, ptr, values):
+    """Energy of an atom of each element, which together give values [m] best (least squares).
 
-    Raises UserError where an atom is of another element.
+    numbers [n], ptr [m + 1] -> [elements known + 1] by atomic number, NaN for elements that no molecule has.
     """
-    place = np.searchsorted(elements, numbers).clip(max=len(elements) - 1)
-    other = elements[place] != numbers
-    if other.any():
+    elements, place = np.unique(numbers, return_inverse=True)
+    m = len(ptr) - 1
+    molecule = np.repeat(np.arange(m), np.diff(ptr))
+    counts = np.bincount(molecule * len(elements) + place, minlength=m * len(elements)).reshape(m, len(elements))
+    energies = np.full(MAX_NUMBER + 1, np.nan)
+    energies[elements] = np.linalg.lstsq(counts.astype(np.float64), values, rcond=None)[0]
+    return energies
+
+
+def of_atoms(references, numbers, ptr):
+    """What the atoms alone give of each molecule's energy: numbers [n], ptr [m + 1] -> [m].
+
+    Raises UserError where an element has no reference.
+    """
+    energies = references[numbers]
+    unknown = np.isnan(energies)
+    if unknown.any():
         raise UserError(
-            f"{SYMBOLS[int(numbers[other][0])]} is in none of the molecules that the references were fitted to; "
-            "give --train a set that holds it"
+            f"{SYMBOLS[int(numbers[unknown][0])]} is in none of the labelled molecules, so that nothing is known of "
+            "its energy; give more labels, or a training set that holds it"
         )
-    molecule = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-    cells = np.bincount(molecule * len(elements) + place, minlength=(len(ptr) - 1) * len(elements))
-    return cells.reshape(len(ptr) - 1, len(elements)).astype(np.float64)
-
-
-def references(counts, values):
-    """Energy of an atom of each element that fits values [m] best by counts [m, E] alone -> [E] (least squares)."""
-    return np.linalg.lstsq(counts, values, rcond=None)[0]
+    return np.add.reduceat(energies, ptr[:-1])

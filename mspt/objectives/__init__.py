@@ -28,6 +28,7 @@ from mspt.objectives.energy import EMGP, EMGPSettings
 from mspt.objectives.forces import Forces, ForcesSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
 from mspt.objectives.properties import Property, PropertySettings
+from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
 from mspt.settings import Settings
 
 OBJECTIVES = {
@@ -37,6 +38,7 @@ OBJECTIVES = {
     "contrast": Contrast,
     "property": Property,
     "forces": Forces,
+    "spectrum_prediction": SpectrumPrediction,
 }
 
 
@@ -49,6 +51,7 @@ class ObjectivesSettings(Settings):
     contrast: ContrastSettings | None = None
     property: PropertySettings | None = None
     forces: ForcesSettings | None = None
+    spectrum_prediction: SpectrumPredictionSettings | None = None
 
     def chosen(self):
         """name -> settings of the objectives that are on."""

@@ -12,7 +12,7 @@ from mspt.errors import UserError
 from mspt.files import write
 from mspt.models import encoders
 from mspt.models.encoders import torchmd_net
-from mspt.training import checkpoint
+from mspt.training import checkpoint, loading
 
 
 def export_encoder(weights, settings, out):
@@ -33,9 +33,7 @@ def export_run(run, out):
 
     Raises UserError where the folder has no checkpoint.
     """
-    newest = checkpoint.latest(run)
-    if newest is None:
-        raise UserError(f"{run}: no checkpoint in this run folder; train it first (mspt pretrain)")
+    newest = loading.newest(run)
     config = json.loads((newest / "meta.json").read_text())["config"]
     ema = config["engine"]["ema_decay"] is not None
     return export_encoder(checkpoint.read_weights(newest, ema=ema), encoders.parse(config["model"]["encoder"]), out)

@@ -75,6 +75,12 @@ def vector_head(channels):
     return block(channels, channels // 2) + block(channels // 2, 1)
 
 
+def spectrum_heads(settings, channels):
+    """Multiply-adds of the forward pass per molecule with all the spectra that are predicted."""
+    points = sum(GRIDS[name].length for name in settings.spectra)
+    return len(settings.spectra) * (channels + settings.hidden) * settings.hidden + settings.hidden * points
+
+
 def training_step(model, objectives, molecules, atoms, edges):
     """Floating-point operations of a training step over m molecules with n atoms and e edges, as `edges` counts them.
 
@@ -84,6 +90,8 @@ def training_step(model, objectives, molecules, atoms, edges):
     heads = [objectives.coord, objectives.property, objectives.forces]
     per_atom += sum(head is not None for head in heads) * vector_head(model.encoder.channels)
     per_molecule = specformer(model.specformer, model.encoder.channels) if model.specformer is not None else 0
+    if objectives.spectrum_prediction is not None:
+        per_molecule += spectrum_heads(objectives.spectrum_prediction, model.encoder.channels)
     # Forces are a backward pass of their own, and training goes back through it and through what it came from.
     passes = 9 if objectives.forces is not None else 3
     return 2 * passes * (molecules * per_molecule + atoms * per_atom + edges * per_edge)

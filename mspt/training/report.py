@@ -42,8 +42,8 @@ def pictures(run_dir, evaluation):
     result = {"losses": figures.losses(metrics.read(run_dir))}
     if evaluation and evaluation.examples:
         result["reconstructions"] = figures.reconstructions(evaluation.examples)
-    if evaluation and evaluation.similarities is not None:
-        result["retrieval"] = figures.retrieval(evaluation.similarities)
+    if evaluation and evaluation.ranks is not None:
+        result["retrieval"] = figures.retrieval(evaluation.ranks, evaluation.similarities)
     return result
 
 
@@ -68,6 +68,12 @@ def sum_up(summary, folder):
         lines.append(
             f"held out: masked patches {heldout['masked_mse']:.2e} (predicting the mean: "
             f"{heldout['masked_mse_baseline']:.2e})"
+        )
+    predicted = {name: error for name, error in heldout.items() if name.startswith("spectrum_")}
+    if predicted:
+        parts = ", ".join(f"{name.removeprefix('spectrum_')} {error:.2e}" for name, error in predicted.items())
+        lines.append(
+            f"held out: square errors of predicted spectra: {parts}; mspt predict-spectrum says what they mean"
         )
     if "recall_at_10_molecule_to_spectrum" in heldout:
         lines.append(
