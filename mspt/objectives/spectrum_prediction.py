@@ -47,7 +47,7 @@ class SpectrumPrediction(nn.Module):
 
     def __init__(self, settings, network):
         super().__init__()
-        self.terms = tuple(f"spectrum_{name}" for name in settings.spectra)
+        self.terms = {f"spectrum_{name}": 1.0 for name in settings.spectra}
         self.heads = nn.ModuleDict(
             {name: head(network.width, settings.hidden, GRIDS[name].length) for name in settings.spectra}
         )
