@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from encoder_contract import EncoderContract, molecules
+from encoder_contract import molecules
 
 from mspt.models import encoders
 from mspt.models.encoders import painn
