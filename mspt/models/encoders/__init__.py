@@ -17,9 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
 from mspt.errors import UserError
+from mspt.models.encoders.spherenet import SphereNet, SphereNetSettings
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
 
-ENCODERS = {"torchmd_et": (TorchMDETSettings, TorchMDET)}
+ENCODERS = {"torchmd_et": (TorchMDETSettings, TorchMDET), "spherenet": (SphereNetSettings, SphereNet)}
 
 
 class _ByName:
