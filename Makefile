@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Networks that tests compare with. What the tests import of them needs nothing else; what they ask for besides (an
+# older sympy than torch's, numba, hydra) stays away.
+COMPARED := schnetpack egnn-pytorch dive-into-graphs
 # Beside the loaders of others, which need older packages: an environment of their own.
 PEERS := .venv-peers
 WITH_PEERS := benchmarks/loader.py benchmarks/planning.py
@@ -20,6 +23,7 @@ env: $(INSTALLED) ## make .venv with everything the other targets need
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt -e '.[bench,chem,dev,slurm]'
+	$(BIN)/pip install -c constraints.txt --no-deps $(COMPARED)
 	touch $@
 
 pretrain: env ## pre-train in two stages on the bundled molecules, as two processes

@@ -49,7 +49,7 @@ class Pass:
 
     @cached_property
     def structure(self):
-        """The encoder's scalars [n, F] and vectors [n, 3, F] of the corrupted structure."""
+        """The encoder's scalars [n, F] and vectors [n, 3, F] or None of the corrupted structure."""
         return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
 
     @cached_property
@@ -71,7 +71,7 @@ class Pass:
 
     def anchor(self):
         """Zero, with a gradient path to every output: a parameter without a gradient would stall the other ranks."""
-        outputs = list(self.structure)
+        outputs = [output for output in self.structure if output is not None]
         if self.network.specformer is not None:
             outputs += [self.spectrum[1], *self.reconstruction.values()]
         return sum(output.float().sum() for output in outputs) * 0.0

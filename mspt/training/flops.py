@@ -30,7 +30,30 @@ def torchmd_et(settings):
     return (17 * layers - 9 + 2) * channels**2, layers * 20 * channels
 
 
-ENCODERS = {"torchmd_et": torchmd_et}
+def egnn(settings):
+    """Multiply-adds of the forward pass: per atom, per edge.
+
+    An atom and layer: 2 F² for its parts of the messages' first map, 3 F² for the update; 2 F² at the end. An edge and
+    layer: F² for the second map, 4 F for distance, gate and sum; for vectors 2 F² and 3 F at the end.
+    """
+    channels, layers = settings.channels, settings.layers
+    per_edge = layers * (channels**2 + 4 * channels) + settings.vectors * (2 * channels**2 + 3 * channels)
+    return (5 * layers + 2) * channels**2, per_edge
+
+
+def painn(settings):
+    """Multiply-adds of the forward pass: per atom, per edge.
+
+    An atom and layer: 4 F² for what it sends, 6 F² for the maps of the vectors, 5 F² for the scales of the update. An
+    edge and layer: 1.5 K F for the filters (once for both directions), 3 F for their products, 7 F for the sums, of
+    which the first layer, whose vectors are zero, does without 3 F.
+    """
+    channels, layers = settings.channels, settings.layers
+    per_edge = layers * (3 * settings.radial_functions // 2 + 10) * channels - 3 * channels
+    return 15 * layers * channels**2, per_edge
+
+
+ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn}
 
 
 def specformer(settings, width):
@@ -53,7 +76,7 @@ def vector_head(channels):
 
 
 def training_step(model, objectives, molecules, atoms, edges):
-    """Floating-point operations of a training step over m molecules with n atoms and e edges, self-loops among them.
+    """Floating-point operations of a training step over m molecules with n atoms and e edges, as `edges` counts them.
 
     model: NetworkSettings, objectives: ObjectivesSettings, the encoder one of ENCODERS.
     """
@@ -65,8 +88,12 @@ def training_step(model, objectives, molecules, atoms, edges):
 
 
 def edges(batch, settings):
-    """The number of edges of a MoleculeBatch for an encoder with a cut-off."""
-    graph = kernels.radius_graph(batch.positions, batch.ptr, settings.cutoff, settings.max_neighbours, loop=True)
+    """The number of edges of a MoleculeBatch for an encoder; the equivariant transformer's self-loops among them."""
+    if settings.cutoff is None:
+        sizes = batch.ptr.diff()
+        return int((sizes * (sizes - 1)).sum())
+    loop = settings.name == "torchmd_et"
+    graph = kernels.radius_graph(batch.positions, batch.ptr, settings.cutoff, settings.max_neighbours, loop=loop)
     return len(graph.source)
 
 

@@ -10,6 +10,8 @@ from benchmarks import measure, published
 from mspt import kernels, objectives
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
+from mspt.models.encoders.egnn import EGNNSettings
+from mspt.models.encoders.painn import PaiNNSettings
 from mspt.models.encoders.torchmd_et import TINY, TorchMDETSettings
 from mspt.models.pretraining import NetworkSettings
 from mspt.models.specformer import SpecFormerSettings
@@ -23,19 +25,33 @@ def counted(function):
     return counter.get_total_flops()
 
 
-def test_encoder_and_head():
-    """Products of matrices alone, and their growth with the batch: a table of gates is the same for any."""
-    settings = TorchMDETSettings(layers=3, norm="none")
+@pytest.mark.parametrize(
+    ("settings", "besides"),
+    [
+        (TorchMDETSettings(layers=3, norm="none"), None),
+        (EGNNSettings(layers=3), (3 * 3 + 3) * 128),
+        (EGNNSettings(layers=3, cutoff=3.0), (3 * 3 + 3) * 128),
+        (PaiNNSettings(), (10 * 3 - 3) * 128 + 20 * 3 * 3 * 128 // 2 // 3),
+    ],
+    ids=["torchmd_et", "egnn", "egnn within a cut-off", "painn"],
+)
+def test_encoder_and_head(settings, besides):
+    """Products of matrices alone, and their growth with the batch: a table of gates is the same for any.
+
+    besides: what is counted an edge that is no product of matrices; None: all of it. PaiNN's filters need no gradient
+    of their input, a third of what is counted.
+    """
     model, chosen = NetworkSettings(encoder=settings), objectives.ObjectivesSettings(coord=CoordSettings())
     module, generator = objectives.Pretraining(model, chosen), Keyed(0, 0)
-    results, sizes = [], []
+    results, expected = [], []
     for molecules in (8, 24):
         batch = measure.bundled(molecules)
         totals = module.weights(batch, generator)
         with kernels.use("reference"):
             results.append(counted(lambda: module.loss(batch, generator, totals)[0].backward()))  # noqa: B023
-        sizes.append((molecules, len(batch.numbers)))
-    expected = [flops.training_step(model, chosen, *size, edges=0) for size in sizes]
+        edges = 0 if besides is None else flops.edges(batch, settings)
+        total = flops.training_step(model, chosen, molecules, len(batch.numbers), edges)
+        expected.append(total - 6 * edges * (besides or 0))
     assert results[1] - results[0] == pytest.approx(expected[1] - expected[0], rel=0.03)
 
 

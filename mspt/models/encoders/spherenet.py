@@ -11,7 +11,7 @@ Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees 
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,7 @@ class SphereNetSettings(Settings):
     polynomial that fades the radial functions out.
     """
 
+    gives_vectors: ClassVar[bool] = False
     name: Literal["spherenet"] = "spherenet"
     layers: int = Field(4, ge=1)
     channels: int = Field(128, ge=1)
