@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Networks that tests compare with. What the tests import of them needs nothing else; what they ask for besides (an
 # older sympy than torch's, numba, hydra) stays away.
-COMPARED := schnetpack egnn-pytorch
+COMPARED := schnetpack egnn-pytorch dive-into-graphs
 # Beside the loaders of others, which need older packages: an environment of their own.
 PEERS := .venv-peers
 WITH_PEERS := benchmarks/loader.py benchmarks/planning.py

@@ -19,12 +19,14 @@ from pydantic_core import core_schema
 from mspt.errors import UserError
 from mspt.models.encoders.egnn import EGNN, EGNNSettings
 from mspt.models.encoders.painn import PaiNN, PaiNNSettings
+from mspt.models.encoders.spherenet import SphereNet, SphereNetSettings
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
 
 ENCODERS = {
     "torchmd_et": (TorchMDETSettings, TorchMDET),
     "egnn": (EGNNSettings, EGNN),
     "painn": (PaiNNSettings, PaiNN),
+    "spherenet": (SphereNetSettings, SphereNet),
 }
 
 
