@@ -45,7 +45,7 @@ class View:
 
     @cached_property
     def structure(self):
-        """The encoder's scalars [n, F] and vectors [n, 3, F]."""
+        """The encoder's scalars [n, F] and vectors [n, 3, F] or None."""
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.positions.requires_grad):
             return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
 
@@ -95,7 +95,7 @@ class Pass(View):
 
     def anchor(self):
         """Zero, with a gradient path to every output: a parameter without a gradient would stall the other ranks."""
-        outputs = list(self.structure)
+        outputs = [output for output in self.structure if output is not None]
         if self.network.specformer is not None:
             outputs += [self.spectrum[1], *self.reconstruction.values()]
         return sum(output.float().sum() for output in outputs) * 0.0

@@ -52,8 +52,9 @@ def sum_up(summary, folder):
     train, heldout = summary["train"], summary["heldout"] or {}
     speed = f"{train['molecules_per_second']:.0f}/s on {summary['world_size']} processes"
     lines = [f"done: {train['steps']} steps, {train['records_seen']} molecules in {train['seconds']:.0f} s ({speed})"]
-    if "denoise_mse" in heldout:
-        lines.append(f"held out: denoising error {heldout['denoise_mse']:.3f} (1 is predicting nothing)")
+    for name in [name for name in heldout if name.startswith("denoise_") and f"{name}_baseline" in heldout]:
+        term = name.removeprefix("denoise_")
+        lines.append(f"held out: {term} {heldout[name]:.3f} (predicting nothing: {heldout[name + '_baseline']:.3f})")
     if "masked_mse" in heldout:
         lines.append(
             f"held out: masked patches {heldout['masked_mse']:.2e} (predicting the mean: "
