@@ -45,7 +45,7 @@ class View:
 
     @cached_property
     def structure(self):
-        """The encoder's scalars [n, F] and vectors [n, 3, F]."""
+        """The encoder's scalars [n, F] and vectors [n, 3, F] or None."""
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.positions.requires_grad):
             return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
 

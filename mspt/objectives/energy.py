@@ -92,7 +92,7 @@ class EMGP(nn.Module):
         wrong = cross_entropy(self.level(vectors).to(model.molecules.dtype), level, reduction="sum")
         return torch.stack([error, wrong])
 
-    def baseline(self, batch, generator):
+    def trivial(self, batch, generator):
         """The sums of no force and of a level guessed blindly."""
         target = self.noisy(batch, generator)[2]
         guessed = len(batch.keys) * math.log(self.settings.levels.count)

@@ -46,6 +46,9 @@ class TrainingSettings(Settings):
     max_skipped: int = Field(10, ge=1)
 
 
+# Bonds are there if any of so many records has them; a set has them for all or, with few exceptions, for none.
+BONDS_IN = 1000
+
 # What is added up over steps: molecules and atoms of the global batches, seconds of this rank's clock.
 COUNTS = ("records", "atoms", "seconds", "waited")
 
@@ -74,6 +77,9 @@ class Trainer:
         self.stream = Stream(
             self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size, self.module.labels
         )
+        if self.module.needs_bonds:
+            for shardset in [*self.train_sets, *([self.heldout_set] if self.heldout_set else [])]:
+                check_bonds(shardset)
         newest = checkpoint.latest(self.dir)
         if newest is None:
             if config.model.init:
@@ -394,6 +400,15 @@ def accumulate(engine, module, batches, generator):
         sums += own
     all_reduce(sums)
     return dict(zip(module.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
+
+
+def check_bonds(shardset):
+    """Raise UserError where none of the first records of a ShardSet has its bonds."""
+    if all(record.bonds is None for record in shardset.records(range(min(len(shardset), BONDS_IN)))):
+        raise UserError(
+            f"{shardset.folder}: its records have no bonds, which objectives.frad turns; build it from a format that "
+            "has them (an SDF, qm9_raw, pcqm4mv2's SDF), or set objectives.coord instead"
+        )
 
 
 def memory_gib(device):

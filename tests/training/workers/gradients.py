@@ -6,8 +6,10 @@ OUT-DENOISING-zero3.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -18,6 +20,7 @@ from mspt.data.shardset import ShardSet
 from mspt.objectives import Pretraining
 from mspt.training.engine import Engine, initialise
 from mspt.training.trainer import accumulate
+from shards.sources.computed import bonds
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -36,6 +39,13 @@ SIZES = {1: [11], 4: [1, 0, 7, 3]}
 # At ZeRO 3 last, as it patches torch.
 RUNS = {"float64": (torch.float64, 0), "float32": (torch.float32, 2), "zero3": (torch.float32, 3)}
 
+
+def bonded(record):
+    """The record with bonds, all of them single."""
+    pairs = np.array(sorted(bonds(record.numbers, record.positions)), np.int16)
+    return replace(record, bonds=pairs, bond_types=np.ones(len(pairs), np.uint8))
+
+
 sizes, out, denoising = SIZES[int(sys.argv[1])], sys.argv[2], sys.argv[3:]
 process = initialise()
 shards = ShardSet.open(ROOT / "shards/bundled/qm9-spectra/heldout")
@@ -53,7 +63,7 @@ for run, (dtype, stage) in RUNS.items():
             accumulation=len(sizes) // process.world_size,
             takes_forces=module.takes_forces,
         )
-        records = shards.records(range(sum(sizes)))
+        records = map(bonded, shards.records(range(sum(sizes))))
         batches = [MoleculeBatch.from_records([next(records) for _ in range(size)]).to(dtype) for size in sizes]
         own = [batch.broadened(loaded.data.line_shapes) for batch in batches[process.rank :: process.world_size]]
         accumulate(engine, module, own, Keyed(0, 0))
