@@ -33,7 +33,7 @@ class Coord(nn.Module):
             able = [name for name, (defaults, _) in ENCODERS.items() if defaults().gives_vectors]
             raise UserError(
                 f"objectives.{self.name} needs an encoder with vectors, and {encoder.name} as set here has none; set "
-                f"model.encoder.name to one of {', '.join(able)} with its default keys, or objectives.{self.name} to null"
+                f"model.encoder.name to one of {', '.join(able)} with its default keys, or take another objective"
             )
         self.settings = settings
         self.terms = {self.name: 1.0}

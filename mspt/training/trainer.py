@@ -29,7 +29,7 @@ from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
 from mspt.training.saving import Saver
-from mspt.training.validation import Validation, fit_statistics, measure
+from mspt.training.validation import Validation, fit_statistics, measure, reported
 from mspt.training.watchdog import Watchdog
 
 
@@ -93,8 +93,8 @@ class Trainer:
             accumulation=config.data.lanes // self.process.world_size,
             takes_forces=self.module.takes_forces,
         )
-        units = self.train_sets[0].manifest["provenance"].get("units", {})
-        self.validation = Validation(config, self.module, self.engine, units, self.dir)
+        self.units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.validation = Validation(config, self.module, self.engine, self.units, self.dir)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
@@ -275,11 +275,11 @@ class Trainer:
 
     def _validate(self):
         """Measure on the validation set, and say what came out."""
-        _, errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+        errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
         self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
         best = self.validation.state["step"]
         said = "the best so far" if best == self.done else f"best at step {best}"
-        self.progress.note(f"step {self.done}: validation {report.errors(self.validation.reported(errors))}  ({said})")
+        self.progress.note(f"step {self.done}: validation {report.errors(reported(errors, self.units))}  ({said})")
         if self.validation.stopped:
             self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
 
@@ -373,7 +373,7 @@ class Trainer:
         gather_objects(None)  # the model is written
         module = predictor.load(self.dir).module.to(self.device)
         errors = measure(module.predict, module, self.heldout_set, self.config.data, self.device, self._stop_if_asked)
-        return self.validation.reported(errors)
+        return reported(errors, self.units)
 
     def _most(self, number):
         """The largest of the ranks' numbers."""
