@@ -99,9 +99,9 @@ class ShardSet:
         return whole if chosen is None else whole.select(chosen)
 
     def select(self, numbers):
-        """The records of the given numbers [k] as a set of its own, in the order of this one; blocks keep their numbers.
+        """The records of the given numbers [k], each there once, as a set of its own, in the order of this one.
 
-        This set must be a whole one, and numbers hold each record once.
+        This one must be whole. Blocks keep their numbers.
         """
         numbers = np.sort(np.asarray(numbers, np.int64))
         block = np.searchsorted(self.first, numbers, side="right") - 1

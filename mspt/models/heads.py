@@ -3,11 +3,24 @@
 Legend: n atoms, m molecules, F channels.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn.functional import silu
 
 from mspt.chemistry.elements import MASSES
+
+
+def mlp(*widths):
+    """Linear maps from width to width, silu between them; Xavier weights, zero biases."""
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        linear = nn.Linear(inputs, outputs)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class GatedBlock(nn.Module):
@@ -50,10 +63,7 @@ class ScalarHead(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(channels, channels // 2), nn.SiLU(), nn.Linear(channels // 2, 1))
-        for layer in (self.layers[0], self.layers[2]):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.layers = mlp(channels, channels // 2, 1)
 
     def forward(self, x):
         return self.layers(x)[:, 0]
@@ -117,3 +127,13 @@ def from_centre(batch, positions):
 def root(squared):
     """Square root of what is not negative, with gradient zero at zero, where the root has none."""
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+
+
+def forces(energies, positions, create_graph):
+    """−∂ Σ energies / ∂positions: energies [m], positions [n, 3] that they were computed from -> [n, 3].
+
+    create_graph: keep what a loss on the forces needs, which is a second derivative. Under DeepSpeed this is called
+    inside the wrapped module's forward, and the Engine is told so (takes_forces).
+    """
+    (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph, materialize_grads=True)
+    return -gradient

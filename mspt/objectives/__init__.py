@@ -2,14 +2,15 @@
 
 An objective is an nn.Module built from (settings, network) with
 
-- `terms`: the names of the terms of its loss, k of them;
+- `terms`: name -> factor of the terms of its loss, k of them;
+- `takes_forces`, where it has the attribute: whether its forward differentiates an energy by the positions;
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
+- where it needs statistics of what it learns from, `fit(shardsets, line_shapes)`: takes them before training;
 - where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
-  `fit(shardsets)`: takes statistics of the labels before training, `predict(model)` and `baseline(batch)`: name ->
-  values as the labels are, by the network and by the statistics alone, `metric(errors)`: what the best model is chosen
-  by.
+  `predict(model)` and `baseline(batch)`: name -> values as the labels are, by the network and by the statistics alone,
+  `metric(errors)`: what the best model is chosen by.
 
 model is the Pass over this micro-batch, batch the clean MoleculeBatch, generator a Keyed source of random numbers.
 Sums and weights are added up over micro-batches and ranks before one is divided by the other, so that the gradient
@@ -23,6 +24,8 @@ from mspt.errors import UserError
 from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
+from mspt.objectives.energy import EMGP, EMGPSettings
+from mspt.objectives.forces import Forces, ForcesSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
 from mspt.objectives.properties import Property, PropertySettings
 from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
@@ -30,9 +33,11 @@ from mspt.settings import Settings
 
 OBJECTIVES = {
     "coord": Coord,
+    "emgp": EMGP,
     "masked_patches": MaskedPatches,
     "contrast": Contrast,
     "property": Property,
+    "forces": Forces,
     "spectrum_prediction": SpectrumPrediction,
 }
 
@@ -41,9 +46,11 @@ class ObjectivesSettings(Settings):
     """Which objectives train together; null leaves one out."""
 
     coord: CoordSettings | None = None
+    emgp: EMGPSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
     property: PropertySettings | None = None
+    forces: ForcesSettings | None = None
     spectrum_prediction: SpectrumPredictionSettings | None = None
 
     def chosen(self):
@@ -67,9 +74,11 @@ class Pretraining(nn.Module):
                 raise UserError(f"objectives.{name} needs spectra, but model.specformer is null; set it")
         self.network = Network(network_settings)
         self.objectives = nn.ModuleDict({name: OBJECTIVES[name](chosen[name], self.network) for name in chosen})
-        # term -> its objective's weight in the joint loss, in the order of sums and weights
+        # term -> its weight in the joint loss, in the order of sums and weights
         self.terms = {
-            term: chosen[name].weight for name, objective in self.objectives.items() for term in objective.terms
+            term: chosen[name].weight * factor
+            for name, objective in self.objectives.items()
+            for term, factor in objective.terms.items()
         }
 
     @property
@@ -83,6 +92,11 @@ class Pretraining(nn.Module):
         labels = [objective.labels for objective in self.supervised.values()]
         targets = dict.fromkeys(name for names, _ in labels for name in names)
         return tuple(targets), any(forces for _, forces in labels)
+
+    @property
+    def takes_forces(self):
+        """Whether a step differentiates an energy by the positions; the Engine must know."""
+        return any(getattr(objective, "takes_forces", False) for objective in self.objectives.values())
 
     @property
     def two_passes(self):
@@ -130,8 +144,8 @@ class Pretraining(nn.Module):
         """What evaluation looks at, without gradient.
 
         -> sums [terms] of the corrupted batch (contrast, which depends on its company, and what predict() is for, as
-        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the
-        unit vectors of the clean molecules and whole spectra [p, F] twice.
+        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there
+        is contrast the unit vectors of the clean molecules and whole spectra [p, F] twice.
         """
         model = self.corrupted(batch, generator)
         sums, extras = [], {}

@@ -1,9 +1,9 @@
 """Coord: denoising of coordinates, a learned force field (Zaidi et al., ICLR 2023)."""
 
-import torch
 from torch import nn
 
 from mspt.models.heads import VectorHead
+from mspt.objectives import noise
 from mspt.settings import Settings
 
 
@@ -21,17 +21,15 @@ class Coord(nn.Module):
     Sum: over atoms, of the mean square error over the three components. Weight: the number of atoms.
     """
 
-    terms = ("coord",)
-
     def __init__(self, settings, network):
         super().__init__()
+        self.terms = {"coord": 1.0}
         self.sigma = settings.sigma
         self.head = VectorHead(network.width)
 
     def noise(self, batch, generator):
-        """ε [n, 3], the same for an atom of a record wherever it is processed."""
-        atom = torch.arange(len(batch.numbers), device=batch.ptr.device) - batch.ptr[batch.molecule]
-        return generator.normal("coord", batch.records[batch.molecule], atom, 3, batch.positions.dtype)
+        """ε [n, 3]."""
+        return noise.of_atoms("coord", batch, generator)
 
     def corrupt(self, model, batch, generator):
         model.positions = batch.positions + self.sigma * self.noise(batch, generator)

@@ -52,12 +52,12 @@ class Property(nn.Module):
     number.
     """
 
-    terms = {"property": 1.0}
     supervised = True
 
     def __init__(self, settings, network):
         super().__init__()
         self.settings = settings
+        self.terms = {"property": 1.0}
         self.head = READOUTS[settings.readout](network.width)
         self.statistics = Statistics()
 
@@ -66,7 +66,7 @@ class Property(nn.Module):
         """Names of the targets it learns from, and whether it does from forces."""
         return (self.settings.target,), False
 
-    def fit(self, shardsets):
+    def fit(self, shardsets, line_shapes):
         """Take the target's statistics from the records to train on. Raises UserError where none has it."""
         self.statistics.fit(shardsets, self.settings.target, self.settings.with_references)
 
@@ -91,7 +91,7 @@ class Property(nn.Module):
 
     def values(self, model):
         """ŷ [m] float64 of the structures that a pass sees."""
-        value = self.statistics.deviation * self.head(*model.structure, model.batch, model.positions)
+        value = self.statistics.deviation * self.head(*model.structure, model.batch, model.positions).double()
         return value + self.statistics.baseline(model.batch) if self.settings.readout == "scalar" else value
 
     def predict(self, model):

@@ -56,8 +56,11 @@ class Statistics(nn.Module):
             there = np.flatnonzero(normal.diagonal())
             solution = np.linalg.lstsq(normal[np.ix_(there, there)], right[there], rcond=None)[0]
             self.references[there] = torch.from_numpy(solution)
-        rest = [values - counts @ self.references.numpy() for counts, values in _labelled(shardsets, target)]
-        rest = np.concatenate(rest) if rest else np.zeros(0)
+        rest, largest = [np.zeros(0)], 0.0
+        for counts, values in _labelled(shardsets, target):
+            rest.append(values - counts @ self.references.numpy())
+            largest = max(largest, np.abs(values).max())
+        rest = np.concatenate(rest)
         if len(rest) == 0:
             there = sorted({name for each in shardsets for name in each.manifest["targets"]})
             raise UserError(
@@ -66,8 +69,8 @@ class Statistics(nn.Module):
             )
         self.mean.fill_(rest.mean())
         deviation = rest.std(ddof=1) if len(rest) > 1 else 0.0
-        # Where all values are one and the same there is nothing to divide by.
-        self.deviation.fill_(deviation if deviation > 0 else 1.0)
+        # Where all values are one and the same but for rounding there is nothing to divide by.
+        self.deviation.fill_(deviation if deviation > 1e-10 * largest else 1.0)
 
 
 def _labelled(shardsets, target):

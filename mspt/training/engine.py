@@ -25,6 +25,7 @@ from mspt.settings import Settings
 from mspt.training import partition
 from mspt.training.schedule import learning_rate
 from mspt.training.slurm import launcher_variables
+from mspt.training.whole import Whole
 
 LAUNCHED_WITH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Gradients are reduced in buckets of at most so many elements; DeepSpeed's own default keeps 2 GB for one.
@@ -148,10 +149,11 @@ class Engine:
     """A module under DeepSpeed. module: model and objectives together, the only thing wrapped; all of it is trained.
 
     steps: of the whole run, for the schedule. accumulation: micro-batches per step, the same on every rank.
-    leaf_modules: classes of submodules that ZeRO 3 must gather whole, those that call torch.autograd.grad in forward.
+    takes_forces: its forward calls torch.autograd.grad, and returns a loss or a tuple with the loss first; ZeRO 3 then
+    gathers all weights at once, and saves no memory over ZeRO 2 while it computes.
     """
 
-    def __init__(self, module, settings, schedule, steps, accumulation=1, leaf_modules=()):
+    def __init__(self, module, settings, schedule, steps, accumulation=1, takes_forces=False):
         self.settings, self.schedule, self.steps, self.accumulation = settings, schedule, steps, accumulation
         self.process = initialise()
         self.stage = settings.stage
@@ -167,14 +169,16 @@ class Engine:
         if settings.offload and self.stage == 0:
             raise UserError("engine.offload=true at engine.zero_stage=0; set engine.zero_stage to 1, 2 or 3")
         deepspeed = _deepspeed()
-        if self.stage == 3 and leaf_modules:
-            deepspeed.utils.set_z3_leaf_modules(module, list(leaf_modules))
+        self._origin, wrapped = None, module
+        if self.stage == 3 and takes_forces:
+            self._origin, wrapped = torch.zeros(1, device=self.process.device, requires_grad=True), Whole(module)
+            deepspeed.utils.set_z3_leaf_modules(wrapped, [Whole])
         adamw = torch.optim.AdamW(
             _parameter_groups(module, settings.weight_decay), lr=0.0, betas=settings.betas, eps=settings.eps
         )
         with redirect_stdout(io.StringIO()):  # its bf16 optimiser of stage 1 prints memory tables
             self._wrapped, self._optimizer, _, _ = deepspeed.initialize(
-                model=module, optimizer=adamw, config=self._config(module)
+                model=wrapped, optimizer=adamw, config=self._config(module)
             )
         # DeepSpeed reduces no float64: backward() does.
         self._wrapped.enable_backward_allreduce = not self._double
@@ -214,7 +218,7 @@ class Engine:
 
     def __call__(self, *args, **kwargs):
         """The module's forward. Under torch.no_grad() it may be called as often as needed between steps."""
-        return self._wrapped(*args, **kwargs)
+        return self._wrapped(*args, **kwargs) if self._origin is None else self._wrapped(self._origin, *args, **kwargs)
 
     def train(self):
         self._wrapped.train()

@@ -64,12 +64,14 @@ def training_step(model, objectives, molecules, atoms, edges):
     model: NetworkSettings, objectives: ObjectivesSettings, the encoder one of ENCODERS.
     """
     per_atom, per_edge = ENCODERS[model.encoder.name](model.encoder)
-    if objectives.coord is not None:
-        per_atom += vector_head(model.encoder.channels)
+    heads = [objectives.coord, objectives.property, objectives.forces]
+    per_atom += sum(head is not None for head in heads) * vector_head(model.encoder.channels)
     per_molecule = specformer(model.specformer, model.encoder.channels) if model.specformer is not None else 0
     if objectives.spectrum_prediction is not None:
         per_molecule += spectrum_heads(objectives.spectrum_prediction, model.encoder.channels)
-    return 2 * 3 * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
+    # Forces are a backward pass of their own, and training goes back through it and through what it came from.
+    passes = 9 if objectives.forces is not None else 3
+    return 2 * passes * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
 
 
 def edges(batch, settings):

@@ -69,13 +69,14 @@ class Trainer:
         if newest is None:
             if config.model.init:
                 initial_weights(self.module, config.model.init)
-            fit_statistics(self.module, self.train_sets)
+            fit_statistics(self.module, self.train_sets, config.data.line_shapes)
         self.engine = Engine(
             self.module,
             config.engine,
             config.schedule,
             steps=config.training.steps,
             accumulation=config.data.lanes // self.process.world_size,
+            takes_forces=self.module.takes_forces,
         )
         units = self.train_sets[0].manifest["provenance"].get("units", {})
         self.validation = Validation(config, self.module, self.engine, units, self.dir)
