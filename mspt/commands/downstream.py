@@ -171,7 +171,7 @@ def _add_predict_spectrum(commands):
         "--train",
         nargs="+",
         metavar="SET",
-        help="what the baselines are taken from (default: what the run learnt from)",
+        help="what baselines are taken from (default: what the run learnt from)",
     )
     command.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the best, a middling and the worst one")
     command.add_argument("--json", action="store_true", help="the scores as JSON")

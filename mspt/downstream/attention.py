@@ -1,4 +1,4 @@
-"""Where a SpecFormer looks: attention within a spectrum and between the spectra of one molecule (MolSpectra, ICLR 2025).
+"""Where a SpecFormer looks: attention within a molecule's spectra and between them (MolSpectra, ICLR 2025).
 
 Legend: T tokens of all spectra end to end, N of one spectrum, H heads, L points of a spectrum's grid.
 """

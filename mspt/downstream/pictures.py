@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mspt.chemistry.spectra import GRIDS
@@ -58,7 +59,6 @@ def attention(maps):
     figure = Figure(figsize=(6.4 * len(layers) + 0.6, 6.6), layout="constrained")
     figure.suptitle(f"{maps.key}: attention, mean over heads; rows attend to columns", parse_math=False)
     kept = torch.cat([torch.arange(own.start, own.stop) for own in maps.blocks.values()])
-    # The colours end where a hundredth of the weights is beyond: one sharp token must not darken all others.
     shown = [layer[kept][:, kept] for layer in layers]
     for number, (whole, panel) in enumerate(
         zip(shown, figure.subfigures(1, len(layers), squeeze=False)[0], strict=True)
@@ -66,18 +66,14 @@ def attention(maps):
         sizes = [own.stop - own.start for own in maps.blocks.values()]
         grid = panel.add_gridspec(2, 2, width_ratios=[1, 7], height_ratios=[1, 7])
         axes = panel.add_subplot(grid[1, 1])
+        # Weights range over decades; the same colours for all layers.
         image = axes.imshow(
-            whole,
-            cmap="magma",
-            vmin=0,
-            vmax=float(whole.flatten().quantile(0.99)),
-            aspect="auto",
-            interpolation="nearest",
+            whole, cmap="magma", norm=LogNorm(1e-4, 1, clip=True), aspect="auto", interpolation="nearest"
         )
-        panel.colorbar(image, ax=axes, extend="max", fraction=0.05)
+        panel.colorbar(image, ax=axes, extend="min", fraction=0.05)
         above, beside = panel.add_subplot(grid[0, 1], sharex=axes), panel.add_subplot(grid[1, 0], sharey=axes)
         _blocks(axes, above, beside, maps, np.cumsum([0, *sizes]) - 0.5)
-        above.set_title(f"layer {number + 1}")
+        above.set_title(f"layer {number}")
     return figure
 
 

@@ -9,9 +9,17 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 from torch import nn
+from torch.nn.functional import softplus
 
 from mspt.chemistry.spectra import GRIDS, SPECTRA
+from mspt.data.opening import broadened
+from mspt.errors import UserError
 from mspt.settings import Settings
+
+# Means below it count as it: no molecule's spectrum is zero for certain.
+LEAST = 1e-5
+# Of means and variances; so many records fix them well enough.
+RECORDS = 20_000
 
 
 class SpectrumPredictionSettings(Settings):
@@ -29,17 +37,32 @@ class SpectrumPredictionSettings(Settings):
         return tuple(name for name in SPECTRA if name in spectra)
 
 
-def head(channels, hidden, points):
-    """A multilayer perceptron: molecule vectors [m, F] -> [m, L]."""
-    first, second, last = nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, points)
-    for layer in (first, second, last):
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+class Head(nn.Module):
+    """A multilayer perceptron from molecule vectors [m, F] to log10(1 + y) [m, L], which is positive: softplus of what
+    it gives beside the training set's mean. So an untrained one predicts that mean.
+
+    mean [L], variance (over molecules and points) of log10(1 + y): of the training set, by fit().
+    """
+
+    def __init__(self, channels, hidden, points):
+        super().__init__()
+        first, second, last = nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, points)
+        for layer in (first, second):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        # A random start would stay as noise from point to point, which no few steps take away.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+        self.register_buffer("mean", torch.full((points,), math.log(2)))
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, molecules):
+        return softplus(self.layers(molecules) + torch.log(torch.expm1(self.mean.clamp(min=LEAST))))
 
 
 class SpectrumPrediction(nn.Module):
-    """Mean square error over the points of a spectrum of log10(1 + y), one mean a spectrum, their means summed.
+    """Mean square error of log10(1 + y) over the points of a spectrum, over its variance: 1 is predicting the mean.
 
     Sums: over the molecules that have the spectrum. Weights: their number. The structure is as the other objectives
     leave it: beside coord it is the noisy one.
@@ -49,8 +72,33 @@ class SpectrumPrediction(nn.Module):
         super().__init__()
         self.terms = {f"spectrum_{name}": 1.0 for name in settings.spectra}
         self.heads = nn.ModuleDict(
-            {name: head(network.width, settings.hidden, GRIDS[name].length) for name in settings.spectra}
+            {name: Head(network.width, settings.hidden, GRIDS[name].length) for name in settings.spectra}
         )
+
+    def fit(self, shardsets, line_shapes):
+        """Take means and variances from the spectra to train on. Raises UserError where one is nowhere."""
+        sums = {name: torch.zeros(2, GRIDS[name].length, dtype=torch.float64) for name in self.heads}
+        counts = dict.fromkeys(self.heads, 0)
+        for shardset in shardsets:
+            seen = 0
+            for batch in broadened(shardset, line_shapes, "cpu"):
+                for name in self.heads:
+                    values = transformed(batch.spectra[name][batch.present[name]]).double()
+                    sums[name] += torch.stack([values.sum(0), values.square().sum(0)])
+                    counts[name] += len(values)
+                seen += len(batch.keys)
+                if seen >= RECORDS // len(shardsets):
+                    break
+        for name, head in self.heads.items():
+            if not counts[name]:
+                raise UserError(
+                    f"objectives.spectrum_prediction.spectra: no record to train on has {name}; leave it out"
+                )
+            mean, square = sums[name] / counts[name]
+            variance = (square - mean.square()).mean()
+            head.mean.copy_(mean)
+            # Where all spectra are one and the same there is nothing to divide by.
+            head.variance.fill_(variance if variance > 0 else 1.0)
 
     def predict(self, model):
         """name -> log10(1 + y) of the Pass's molecules, [m, L]."""
@@ -66,7 +114,12 @@ class SpectrumPrediction(nn.Module):
     def forward(self, model, batch, generator):
         sums = []
         for name, predicted in self.predict(model).items():
-            true = torch.log1p(batch.spectra[name]) / math.log(10)
-            error = (predicted.to(true.dtype) - true).square().mean(1)
+            true = transformed(batch.spectra[name])
+            error = (predicted.to(true.dtype) - true).square().mean(1) / self.heads[name].variance
             sums.append(torch.where(batch.present[name], error, 0.0).sum())
         return torch.stack(sums)
+
+
+def transformed(spectra):
+    """Intensities y -> log10(1 + y), as SpecFormer's patches are."""
+    return torch.log1p(spectra) / math.log(10)

@@ -20,9 +20,9 @@ TERMS = {
     "property": ("property", "error of the standardised target"),
     "energy": ("energy", "mean square error ((kcal/mol)²)"),
     "forces": ("forces", "mean square error ((kcal/mol/Å)²)"),
-    "spectrum_uv_vis": ("predicted UV-Vis", SQUARES),
-    "spectrum_ir": ("predicted IR", SQUARES),
-    "spectrum_raman": ("predicted Raman", SQUARES),
+    "spectrum_uv_vis": ("predicted UV-Vis", "mean square error over variance"),
+    "spectrum_ir": ("predicted IR", "mean square error over variance"),
+    "spectrum_raman": ("predicted Raman", "mean square error over variance"),
 }
 
 

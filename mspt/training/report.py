@@ -72,10 +72,8 @@ def sum_up(summary, folder):
         )
     predicted = {name: error for name, error in heldout.items() if name.startswith("spectrum_")}
     if predicted:
-        parts = ", ".join(f"{name.removeprefix('spectrum_')} {error:.2e}" for name, error in predicted.items())
-        lines.append(
-            f"held out: square errors of predicted spectra: {parts}; mspt predict-spectrum says what they mean"
-        )
+        parts = ", ".join(f"{name.removeprefix('spectrum_')} {error:.3f}" for name, error in predicted.items())
+        lines.append(f"held out: errors of predicted spectra: {parts} (1 is predicting the mean)")
     if "recall_at_10_molecule_to_spectrum" in heldout:
         lines.append(
             f"held out: spectrum of a molecule among the first 10 of {heldout['molecules']}: "

@@ -87,18 +87,18 @@ def measure(predict, module, shardset, data, device, between=lambda: None):
     return errors
 
 
-def fit_statistics(module, shardsets):
-    """Fit a Pretraining's statistics to the labels of shardsets on one rank; all ranks call it and have them then.
+def fit_statistics(module, shardsets, line_shapes):
+    """Fit a Pretraining's statistics to what shardsets hold on one rank; all ranks call it and have them then.
 
-    Raises UserError on all ranks where a label is nowhere.
+    Raises UserError on all ranks where a label or a spectrum to be learnt is nowhere.
     """
-    if not module.supervised:
+    parts, fault = nn.ModuleList(each for each in module.objectives.values() if hasattr(each, "fit")), None
+    if not len(parts):
         return
-    parts, fault = nn.ModuleList(module.supervised.values()), None
     if rank_and_size()[0] == 0:
         try:
             for objective in parts:
-                objective.fit(shardsets)
+                objective.fit(shardsets, line_shapes)
         except UserError as error:
             fault = str(error)
     fault, buffers = gather_objects((fault, dict(parts.named_buffers())))[0]
