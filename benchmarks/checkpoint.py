@@ -1,6 +1,6 @@
 """How long a save holds training up, beside DeepSpeed's own save of the same engine in the same run.
 
-    python benchmarks/checkpoint.py [--json FILE] [--models published large] [--stages 1] [--processes 2] [--rounds 5]
+    python benchmarks/checkpoint.py [--json FILE] [--models published large] [--stages 1] [--processes 2] [--rounds 7]
 
 Real ranks train a stage-2 model on bundled molecules: windows of the same steps without a save, with one that goes on
 beside them, and with DeepSpeed's, in turn. For each side
@@ -40,8 +40,8 @@ from mspt.training.trainer import accumulate
 
 # (what differs from the published configuration, molecules a rank and step, steps of a window)
 MODELS = {
-    "published": ([], 16, 12),
-    "large": (["model.encoder.channels=960"], 4, 8),
+    "published": ([], 8, 5),
+    "large": (["model.encoder.channels=800"], 2, 4),
 }
 STATE = {"position": {}, "seed": 0, "config": {}, "extra": {}}
 
@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--stages", nargs="+", type=int, default=[1])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
 
     runs = {}
