@@ -14,7 +14,7 @@ from mspt.training.engine import Engine
 from tests.end_to_end.faults.ranks import FORKS
 
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
-import tiny  # noqa: E402
+import tiny
 
 WORLDS, STAGES = (1, 2, 3), (0, 1, 2, 3)
 STEPS = 5
