@@ -5,14 +5,15 @@
 Real ranks train a stage-2 model on bundled molecules: windows of the same steps without a save, with one that goes on
 beside them, and with DeepSpeed's, in turn. For each side
 
-- call: seconds from the beginning of a save until training goes on, on the slowest rank; its memory is there already;
-- stall: seconds that the window takes longer than the one without a save: the call, and what the write takes from the
-  steps that go on beside it. On CPUs the threads that write share their cores with training; beside GPUs they do not.
+- stall: seconds from the beginning of a save until training goes on, on the slowest rank, once its memory is there;
+- cost: seconds that the window takes longer than the one without a save: the stall, and what the write takes from the
+  steps beside it. On CPUs the threads that write share their cores with training; beside GPUs they have cores free.
 - published: seconds until the checkpoint is there under its name, on the disk. DeepSpeed's save does not put it on the
   disk; what it leaves to the system is written between windows.
 - resume: seconds from looking for the newest checkpoint, its checksums included, to the end of the first step.
 
-All are medians over rounds. The ratios are DeepSpeed's by ours.
+All are medians over rounds. The ratios are DeepSpeed's by ours; stall_ratio_to_deepspeed of the first run is said once
+more for all of the result, because the stall is what a save costs wherever a core is free to write.
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Rank:
         self.batches = [measure.bundled(molecules, device=self.process.device)]
         self.saver = Saver(self.engine, folder / "mspt")
         self.deepspeed = self.folder / "deepspeed"
-        self.saves, self.calls, self.published, self.bytes = 0, {}, [], {}
+        self.saves, self.stalls, self.published, self.bytes = 0, {}, [], {}
 
     def step(self):
         """A step as the trainer takes it, with what it does for a save."""
@@ -82,23 +83,23 @@ class Rank:
         self.saves += 1
         self.began = time.perf_counter()
         self.saver.begin(self.saves, **STATE)
-        self.called("mspt")
+        self.stalled("mspt")
         self.window()
-        if self.saver.step is not None:  # it outlasts the window: what is left counts as stall
+        if self.saver.step is not None:  # it outlasts the window: what is left counts too
             self.saver.wait()
             self.published.append(time.perf_counter() - self.began)
 
     def window_with_deepspeed(self):
         self.began = time.perf_counter()
         self.engine._wrapped.save_checkpoint(str(self.deepspeed), tag=f"{self.saves}")
-        self.called("deepspeed")
+        self.stalled("deepspeed")
         self.window()
 
-    def called(self, side):
+    def stalled(self, side):
         """Note the seconds that the slowest rank took to come here."""
         seconds = torch.tensor(time.perf_counter() - self.began, device=self.process.device)
         all_reduce(seconds, op=dist.ReduceOp.MAX)
-        self.calls.setdefault(side, []).append(seconds.item())
+        self.stalls.setdefault(side, []).append(seconds.item())
 
     def tidy(self):
         """Between windows: nothing is left to be written, and of each side the newest checkpoint is kept."""
@@ -136,14 +137,14 @@ class Rank:
         for side in ("mspt", "deepspeed"):
             differences = [a - b for a, b in zip(times[side], times["without"], strict=True)]
             result[side] = {
-                "call_seconds": statistics.median(self.calls[side][1:]),
-                "stall_seconds": statistics.median(differences),
-                "stall_seconds_by_round": differences,
+                "stall_seconds": statistics.median(self.stalls[side][1:]),
+                "cost_seconds": statistics.median(differences),
+                "cost_seconds_by_round": differences,
                 "bytes": sizes[side],
                 "resume_seconds": statistics.median(resumes[side]),
             }
         result["mspt"]["published_seconds"] = statistics.median(self.published[1:])
-        for name in ("call", "stall", "resume"):
+        for name in ("stall", "cost", "resume"):
             ours, theirs = (result[side][f"{name}_seconds"] for side in ("mspt", "deepspeed"))
             result[f"{name}_ratio_to_deepspeed"] = theirs / ours
         return result
@@ -191,7 +192,7 @@ def main():
     if options.json:
         first = next(iter(runs.values()))
         own = {"processes": options.processes, "rounds": options.rounds}
-        own |= {"stall_ratio_to_deepspeed": first["call_ratio_to_deepspeed"], "runs": runs}
+        own |= {"stall_ratio_to_deepspeed": first["stall_ratio_to_deepspeed"], "runs": runs}
         measure.write(options.json, machine | own)
 
 

@@ -1,5 +1,6 @@
 """A save that is written while training goes on: killed, asked to end, on a slow, full or stuck disk."""
 
+import json
 import os
 import signal
 
@@ -78,3 +79,26 @@ def test_an_error_of_a_run_on_one_rank_completes_its_save(tmp_path):
     run = Run(folder, 1, STEPS, "training.max_skipped=1", faults={0: ("slow_disk", SLOW)})
     assert run.end() == [2], run.said()
     assert "1 steps in a row were not finite" in run.said() and checkpoint.latest(folder).name == "step-00000003"
+
+
+def test_the_best_is_kept_by_its_mean_loss_since_the_save_before(tmp_path):
+    folder = tmp_path / "run"
+    keep = ("checkpoint.every=2", "checkpoint.keep_last=1", "checkpoint.keep_best=1", "checkpoint.metric=coord")
+    assert Run(folder, 2, 9, *keep).end() == [0, 0]
+    coord = {row["step"]: row["coord"] for row in metrics.read(folder)}
+    means = {step: (coord[step - 1] + coord[step]) / 2 for step in (2, 4, 6, 8)} | {9: coord[9]}
+    best = min(means, key=means.get)
+    there = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in there] == [f"step-{step:08d}" for step in sorted({best, 9})]
+    for path in there:
+        meta = json.loads((path / "meta.json").read_text())
+        assert meta["metrics"]["coord"] == pytest.approx(means[meta["step"]], rel=1e-6)
+        assert meta["metrics"].keys() >= {"loss", "coord", "contrast", "masked_ir"}
+
+
+def test_a_metric_that_there_is_not(tmp_path):
+    folder = tmp_path / "run"
+    run = Run(folder, 1, 2, "checkpoint.keep_best=1", "checkpoint.metric=energy")
+    assert run.end() == [2]
+    assert "checkpoint.metric=energy: this run has no such value; take one of loss, coord" in run.said()
+    assert not folder.exists()
