@@ -271,7 +271,7 @@ def test_keep_best(tmp_path, caplog):
     assert published == [f"step-{step:08d}" for step in losses]
 
     def kept(**keep):
-        folder = tmp_path / f"{keep}"
+        folder = tmp_path / f"pruned-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(tmp_path / "checkpoints", folder / "checkpoints")
         checkpoint.prune(folder, **keep)
         return [int(path.name[5:]) for path in sorted((folder / "checkpoints").iterdir())]

@@ -113,7 +113,7 @@ def _poison():
 
 
 def die_in_save(number):
-    """SIGKILL itself before the change of this number that its saves make to the disk, which training goes on beside."""
+    """SIGKILL itself before the change of this number that its saves make to the disk, while training goes on."""
     counted = itertools.count()
 
     def before():

@@ -20,19 +20,17 @@ import torch.distributed as dist
 
 from mspt.training import checkpoint
 from mspt.training.engine import Engine, initialise
-from mspt.training.saving import Saver
+from mspt.training.saving import THREAD, Saver
 
 HALF = 7
-disk = threading.Event()  # nothing is written while it is not set
+disk = threading.Event()  # saves write nothing while it is not set
 write = os.write
 
 
 def held(*arguments):
-    disk.wait()
+    if threading.current_thread().name == THREAD:
+        disk.wait()
     return write(*arguments)
-
-
-os.write = held
 
 
 def job(out, process, name, run, source=None):
@@ -79,5 +77,6 @@ def state(step):
 
 
 if __name__ == "__main__":
+    os.write = held
     own = initialise()
     print(json.dumps({spec.split(":")[0]: job(Path(sys.argv[1]), own, *spec.split(":")) for spec in sys.argv[2:]}))
