@@ -27,8 +27,8 @@ from mspt.training.schedule import learning_rate
 from mspt.training.slurm import launcher_variables
 
 LAUNCHED_WITH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Gradients are reduced, and weights gathered at ZeRO 3, at most so many elements at a time; DeepSpeed's own defaults are
-# 2 GB for the one and 4 GB for the other.
+# Elements that are reduced at a time and, at ZeRO 3, gathered or updated; DeepSpeed's own defaults keep 2 GB for the
+# one and 4 GB for the others.
 BUCKET = 50_000_000
 
 

