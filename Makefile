@@ -9,7 +9,7 @@ COMPARED := schnetpack egnn-pytorch dive-into-graphs
 PEERS := .venv-peers
 WITH_PEERS := benchmarks/loader.py benchmarks/planning.py
 # The others are what these share.
-SHARED := benchmarks/formats.py benchmarks/measure.py benchmarks/published.py
+SHARED := $(addprefix benchmarks/,costs.py formats.py measure.py published.py ranks.py)
 BENCHMARKS := $(sort $(filter-out $(WITH_PEERS) $(SHARED),$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help

@@ -60,11 +60,14 @@ class Run:
         if self.ranks[rank].is_alive():
             os.kill(self.ranks[rank].pid, number)
 
-    def end(self, grace=5.0):
-        """As a launcher does: once a rank has failed, kill those that do not end -> the exit codes."""
+    def end(self, grace=5.0, patience=30):
+        """As a launcher does: once a rank has failed, kill those that do not end -> the exit codes.
+
+        patience: seconds in which some rank must end.
+        """
         running = list(self.ranks)
         while running:
-            ended = connection.wait([rank.sentinel for rank in running], timeout=30)
+            ended = connection.wait([rank.sentinel for rank in running], timeout=patience)
             assert ended, f"hangs: {self.said()}"
             running = [rank for rank in running if rank.sentinel not in ended]
             if any(rank.exitcode for rank in self.ranks if rank not in running):
