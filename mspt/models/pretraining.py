@@ -36,12 +36,14 @@ class Pass:
 
     batch: a broadened MoleculeBatch, clean. positions [n, 3] and patches (name -> [m, N, P]) are what the network
     gets to see: the objectives' `corrupt` sets noise and masks on them before any feature is computed. masked
-    (name -> bool [m, N]) says which patches are hidden.
+    (name -> bool [m, N]) says which patches are hidden. modes [m]: by what an encoder that sees bonds sees each
+    molecule; None: by all there is.
     """
 
     def __init__(self, network, batch):
         self.network, self.batch = network, batch
         self.positions = batch.positions
+        self.modes = None
         self.patches = {}
         self.masked = {}
         if network.specformer is not None:
@@ -50,7 +52,9 @@ class Pass:
     @cached_property
     def structure(self):
         """The encoder's scalars [n, F] and vectors [n, 3, F] or None of the corrupted structure."""
-        return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
+        encoder, batch = self.network.encoder, self.batch
+        more = encoders.beside(encoder, batch.bonds, self.modes)
+        return encoder(batch.numbers, self.positions, batch.ptr, **more)
 
     @cached_property
     def spectrum(self):
