@@ -129,8 +129,10 @@ class Pretraining(nn.Module):
         return torch.cat([objective.weights(batch, generator) for objective in self.objectives.values()]).double()
 
     def corrupted(self, batch, generator):
-        """The Pass over batch with every objective's noise and masks set."""
+        """The Pass over batch with every objective's noise and masks set, and in training what the encoder sees."""
         model = Pass(self.network, batch)
+        if self.training and getattr(self.network.encoder, "sees_bonds", False):
+            model.modes = self.network.encoder.settings.modes.drawn(batch.records, generator)
         for objective in self.objectives.values():
             objective.corrupt(model, batch, generator)
         return model

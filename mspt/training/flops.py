@@ -53,7 +53,19 @@ def painn(settings):
     return 15 * layers * channels**2, per_edge
 
 
-ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn}
+def transformer_m(settings):
+    """Multiply-adds of the forward pass: per atom, per ordered pair of atoms; neither padding nor the token counts.
+
+    An atom and layer: 4 F² for the attention's maps and 2 F times the inner width; 3 F² for the head, K F for the sum
+    of its K functions. A pair: K² + K H for its bias; 2 F a layer for score and value, 4 F for the head.
+    """
+    channels, layers, functions = settings.channels, settings.layers, settings.gaussians
+    per_atom = layers * (4 * channels**2 + 2 * channels * settings.feed_forward) + 3 * channels**2
+    return per_atom + functions * channels, functions * (functions + settings.heads) + (2 * layers + 4) * channels
+
+
+# SphereNet's triplets are not counted: a run of it does not say its utilisation.
+ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn, "transformer_m": transformer_m}
 
 
 def specformer(settings, width):

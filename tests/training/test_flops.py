@@ -13,16 +13,30 @@ from mspt.data.keyed import Keyed
 from mspt.models.encoders.egnn import EGNNSettings
 from mspt.models.encoders.painn import PaiNNSettings
 from mspt.models.encoders.torchmd_et import TINY, TorchMDETSettings
+from mspt.models.encoders.transformer_m import TransformerMSettings
 from mspt.models.pretraining import NetworkSettings
 from mspt.models.specformer import SpecFormerSettings
 from mspt.objectives.coord import CoordSettings
 from mspt.training import flops
+from tests.data.molecules import plain
 
 
 def counted(function):
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+def test_transformer_m():
+    """Molecules of one size, so that nothing is padding; the token, a nineteenth of the atoms here, is not counted."""
+    settings = TransformerMSettings(layers=3, channels=256, feed_forward=256)
+    model, chosen = NetworkSettings(encoder=settings), objectives.ObjectivesSettings(coord=CoordSettings())
+    module, generator = objectives.Pretraining(model, chosen), Keyed(0, 0)
+    batch = MoleculeBatch.from_records(plain([18] * 8))
+    totals = module.weights(batch, generator)
+    result = counted(lambda: module.loss(batch, generator, totals)[0].backward())
+    expected = flops.training_step(model, chosen, 8, len(batch.numbers), flops.edges(batch, settings))
+    assert result == pytest.approx(expected, rel=0.08)
 
 
 @pytest.mark.parametrize(
