@@ -1,8 +1,8 @@
 """Denoising learns the gradient of a potential where the answer is known: four atoms held together by springs.
 
-At kT = 1 the molecule has displacements δ of covariance C = H⁻¹ from its equilibrium; with noise σ they have C + σ², and
-the force of the smoothed distribution is −(C + σ²)⁻¹ δ. The equilibrium is a regular tetrahedron, for which the force of
-the Gram matrix that 3D-EMGP fits is along δ as well.
+At kT = 1 the molecule has displacements δ of covariance C = H⁻¹ from its equilibrium; with noise σ they have C + σ²,
+and the force of the smoothed distribution is −(C + σ²)⁻¹ δ. The equilibrium is a regular tetrahedron, for which the
+force of the Gram matrix that 3D-EMGP fits is along δ as well.
 """
 
 from itertools import combinations
@@ -128,6 +128,5 @@ def test_scores_of_distances():
         scalars = model.structure[0]
         found = objective.forth(scalars[pair[0]] + scalars[pair[1]], noisy)
     expected = -(noisy - distances(batch.positions)) / (2 * tau**2 + 0.1**2)
-    print(similarity(found, expected), similarity(-(noisy - noisy.mean()), expected))
     assert similarity(found, expected) > 0.95
     assert similarity(noisy.mean() - noisy, expected) < 0.9

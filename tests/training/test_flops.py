@@ -17,16 +17,33 @@ from mspt.objectives.coord import CoordSettings
 from mspt.training import flops
 
 
+class Anywhere:
+    """In place of the counter's record of which module runs, which does not bear a gradient taken within a forward."""
+
+    def __init__(self):
+        self.parents = {"Global"}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
 def counted(function):
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = Anywhere()
+    with counter:
         function()
     return counter.get_total_flops()
 
 
-def test_encoder_and_head():
+@pytest.mark.parametrize("denoising", objectives.DENOISING)
+def test_encoder_and_heads(denoising):
     """Products of matrices alone, and their growth with the batch: a table of gates is the same for any."""
     settings = TorchMDETSettings(layers=3, norm="none")
-    model, chosen = NetworkSettings(encoder=settings), objectives.ObjectivesSettings(coord=CoordSettings())
+    model = NetworkSettings(encoder=settings)
+    chosen = objectives.ObjectivesSettings.model_validate({denoising: {}})
     module, generator = objectives.Pretraining(model, chosen), Keyed(0, 0)
     results, sizes = [], []
     for molecules in (8, 24):
@@ -36,7 +53,7 @@ def test_encoder_and_head():
             results.append(counted(lambda: module.loss(batch, generator, totals)[0].backward()))  # noqa: B023
         sizes.append((molecules, len(batch.numbers)))
     expected = [flops.training_step(model, chosen, *size, edges=0) for size in sizes]
-    assert results[1] - results[0] == pytest.approx(expected[1] - expected[0], rel=0.03)
+    assert results[1] - results[0] == pytest.approx(expected[1] - expected[0], rel=0.06)
 
 
 def test_specformer():
