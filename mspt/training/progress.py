@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 # The parts of a loss that a line shows, beside masked_ and a spectrum's name.
-PARTS = ("coord", "contrast")
+PARTS = ("coord", "se3_ddm", "emgp", "emgp_level", "frad", "contrast")
 
 
 class Progress:
