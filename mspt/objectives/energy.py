@@ -46,7 +46,7 @@ def force(noisy, clean, batch):
 
 class EMGP(nn.Module):
     """x̃ is drawn by Langevin steps of the Gram matrix's energy, from x; −∂E/∂x̃ of the network's energy E predicts
-    F / σ. An MLP on the vectors of the clean and the noisy molecule, means over atoms, tells which of the L levels σ is.
+    F / σ. An MLP on the vectors of the clean and the noisy molecule, means over atoms, tells which of L levels σ is.
 
     What other objectives see is the clean structure: at half of the published levels the noise is above 0.3 Å, and a
     molecule is no longer itself.
