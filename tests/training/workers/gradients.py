@@ -6,10 +6,8 @@ OUT-DENOISING-zero3.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -20,7 +18,7 @@ from mspt.data.shardset import ShardSet
 from mspt.objectives import Pretraining
 from mspt.training.engine import Engine, initialise
 from mspt.training.trainer import accumulate
-from shards.sources.computed import bonds
+from tests.objectives.made import bonded
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -38,13 +36,6 @@ SMALL = [
 SIZES = {1: [11], 4: [1, 0, 7, 3]}
 # At ZeRO 3 last, as it patches torch.
 RUNS = {"float64": (torch.float64, 0), "float32": (torch.float32, 2), "zero3": (torch.float32, 3)}
-
-
-def bonded(record):
-    """The record with bonds, all of them single."""
-    pairs = np.array(sorted(bonds(record.numbers, record.positions)), np.int16)
-    return replace(record, bonds=pairs, bond_types=np.ones(len(pairs), np.uint8))
-
 
 sizes, out, denoising = SIZES[int(sys.argv[1])], sys.argv[2], sys.argv[3:]
 process = initialise()
