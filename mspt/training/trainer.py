@@ -29,7 +29,7 @@ from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
 from mspt.training.saving import Saver
-from mspt.training.validation import Validation, fit_statistics, measure, reported
+from mspt.training.validation import Validation, check_labels, fit_statistics, measure, reported
 from mspt.training.watchdog import Watchdog
 
 
@@ -95,6 +95,8 @@ class Trainer:
         )
         self.units = self.train_sets[0].manifest["provenance"].get("units", {})
         self.validation = Validation(config, self.module, self.engine, self.units, self.dir)
+        for shardset in (self.validation.shardset, self.heldout_set):
+            check_labels(self.module, shardset)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)

@@ -87,6 +87,14 @@ def measure(predict, module, shardset, data, device, between=lambda: None):
     return errors
 
 
+def check_labels(module, shardset):
+    """Raise UserError where a Pretraining is to be measured on a set (or None) that lacks one of its targets."""
+    there = shardset.manifest["targets"] if shardset is not None else module.labels[0]
+    for name in module.labels[0]:
+        if name not in there:
+            raise UserError(f"{shardset.folder}: no record has the target {name}; it has {', '.join(there) or 'none'}")
+
+
 def fit_statistics(module, shardsets, line_shapes):
     """Fit a Pretraining's statistics to what shardsets hold on one rank; all ranks call it and have them then.
 
