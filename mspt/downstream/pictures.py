@@ -60,10 +60,9 @@ def attention(maps):
     figure.suptitle(f"{maps.key}: attention, mean over heads; rows attend to columns", parse_math=False)
     kept = torch.cat([torch.arange(own.start, own.stop) for own in maps.blocks.values()])
     shown = [layer[kept][:, kept] for layer in layers]
-    for number, (whole, panel) in enumerate(
-        zip(shown, figure.subfigures(1, len(layers), squeeze=False)[0], strict=True)
-    ):
-        sizes = [own.stop - own.start for own in maps.blocks.values()]
+    panels = figure.subfigures(1, len(layers), squeeze=False)[0]
+    sizes = [own.stop - own.start for own in maps.blocks.values()]
+    for number, (whole, panel) in enumerate(zip(shown, panels, strict=True), 1):
         grid = panel.add_gridspec(2, 2, width_ratios=[1, 7], height_ratios=[1, 7])
         axes = panel.add_subplot(grid[1, 1])
         # Weights range over decades; the same colours for all layers.
