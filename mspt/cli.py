@@ -21,15 +21,26 @@ def pretrain(options):
     """Train by a configuration, or go on where its run folder stands."""
     with interruption.listening():
         from mspt import config
-        from mspt.training import trainer
 
-        loaded = config.load(options.config, options.overrides)
-        trainer.pretrain(loaded, config.dump(loaded))
+        _train(config.load(options.config, options.overrides))
 
 
 def finetune(options):
-    """Learn a property or forces from labels; as pretrain, with objectives.property or objectives.forces on."""
-    pretrain(options)
+    """Learn a property or forces from labels, and go on as pretrain does."""
+    with interruption.listening():
+        from mspt import config
+
+        loaded = config.load(options.config, options.overrides)
+        if loaded.objectives.property is None and loaded.objectives.forces is None:
+            raise UserError(f"{options.config}: nothing to learn from labels; set objectives.property or .forces")
+        _train(loaded)
+
+
+def _train(loaded):
+    from mspt import config
+    from mspt.training import trainer
+
+    trainer.pretrain(loaded, config.dump(loaded))
 
 
 def evaluate(options):

@@ -120,13 +120,18 @@ class DataSettings(Settings):
         return [shardset.select(numbers[: self.limit])]
 
     def open_part(self, name):
-        """The ShardSet of "validation" or "heldout"; None where there is none."""
-        if self.split is None:
-            path = getattr(self, name)
-            return ShardSet.open(path, self.store) if path else None
-        shardset = ShardSet.open(self.train, self.store)
-        numbers = self.split.numbers(shardset, name)
-        return shardset.select(numbers) if len(numbers) else None
+        """The ShardSet of "validation" or "heldout"; None where there is none.
+
+        Raises UserError where a molecule of it is over the budget.
+        """
+        path = self.train if self.split else getattr(self, name)
+        if path is None:
+            return None
+        shardset = ShardSet.open(path, self.store)
+        if self.split:
+            shardset = shardset.select(self.split.numbers(shardset, name))
+        packing.check(shardset.manifest["largest"], self.budget, path)
+        return shardset if len(shardset) else None
 
 
 class Lane:

@@ -11,7 +11,7 @@ from mspt.data.packing import Budget
 from mspt.data.stream import DataSettings
 from mspt.downstream import predictor
 from mspt.errors import UserError
-from mspt.training.validation import measure
+from mspt.training.validation import measure, reported
 
 # Where a set is given that no run's configuration knows.
 BUDGET = Budget(molecules=8192, atoms=8192)
@@ -33,7 +33,7 @@ def score(folder, data=None):
         raise UserError(f"{folder}/config.yaml: nothing is held out (data.heldout, data.split); give --data SET")
     module = found.module.to(device)
     errors = measure(module.predict, module, shardset, settings, device)
-    return {name: error.reported(name, found.units) for name, error in errors.items()}
+    return reported(errors, found.units)
 
 
 def spread(scores):

@@ -27,7 +27,7 @@ from mspt.training.flops import Utilisation
 from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
-from mspt.training.validation import Validation, fit_statistics, measure
+from mspt.training.validation import Validation, check_labels, fit_statistics, measure, reported
 from mspt.training.watchdog import Watchdog
 
 
@@ -78,8 +78,10 @@ class Trainer:
             accumulation=config.data.lanes // self.process.world_size,
             takes_forces=self.module.takes_forces,
         )
-        units = self.train_sets[0].manifest["provenance"].get("units", {})
-        self.validation = Validation(config, self.module, self.engine, units, self.dir)
+        self.units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.validation = Validation(config, self.module, self.engine, self.units, self.dir)
+        for shardset in (self.validation.shardset, self.heldout_set):
+            check_labels(self.module, shardset)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
@@ -92,7 +94,6 @@ class Trainer:
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
             self.validation.state = state.extra.get("validation", self.validation.state)
         self.saved = self.done if newest is not None else None
-        self.last_metric = None  # of the last validation; lower is better
         self.save_seconds = 0.0  # of the last save; before one there is nothing to go by
         self.stopping = False  # a signal has reached some rank; the same on all
         self.window = dict.fromkeys(COUNTS, 0.0)
@@ -237,11 +238,11 @@ class Trainer:
 
     def _validate(self):
         """Measure on the validation set, and say what came out."""
-        self.last_metric, errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+        errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
         self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
         best = self.validation.state["step"]
         said = "the best so far" if best == self.done else f"best at step {best}"
-        self.progress.note(f"step {self.done}: validation {report.errors(self.validation.reported(errors))}  ({said})")
+        self.progress.note(f"step {self.done}: validation {report.errors(reported(errors, self.units))}  ({said})")
         if self.validation.stopped:
             self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
 
@@ -329,7 +330,7 @@ class Trainer:
         gather_objects(None)  # the model is written
         module = predictor.load(self.dir).module.to(self.device)
         errors = measure(module.predict, module, self.heldout_set, self.config.data, self.device, self._stop_if_asked)
-        return self.validation.reported(errors)
+        return reported(errors, self.units)
 
     def _most(self, number):
         """The largest of the ranks' numbers."""

@@ -11,6 +11,7 @@ from torch import nn
 from mspt.downstream import predictor
 from mspt.downstream.targets import reporting
 from mspt.errors import UserError
+from mspt.objectives.forces import KCAL_MOL
 from mspt.settings import Settings
 from mspt.training.engine import all_reduce, gather_objects, rank_and_size
 from mspt.training.evaluation import share
@@ -42,11 +43,20 @@ class Error:
     rmse: float
     baseline: float
 
-    def reported(self, name, units):
-        """The same as published tables have it: a dict that names the unit."""
+
+def reported(errors, units):
+    """name -> Error as name -> dict of its parts, in the unit of published tables, and that unit.
+
+    units: name -> unit of the labels. Energies that come with forces are in kcal/mol, as tables of MD17 are.
+    """
+    result = {}
+    for name, error in errors.items():
         unit, factor, _ = reporting(name, units)
-        scaled = {part: getattr(self, part) * factor for part in ("mae", "rmse", "baseline")}
-        return {"count": self.count, **scaled, "unit": unit}
+        if "forces" in errors and (name == "forces" or unit == "meV"):
+            unit, factor = "kcal/mol/Å" if name == "forces" else "kcal/mol", KCAL_MOL
+        scaled = {part: getattr(error, part) * factor for part in ("mae", "rmse", "baseline")}
+        result[name] = {"count": error.count, **scaled, "unit": unit}
+    return result
 
 
 @torch.no_grad()
@@ -75,6 +85,14 @@ def measure(predict, module, shardset, data, device, between=lambda: None):
             raise UserError(f"{shardset.folder}: no record has {name}, which the model is to be measured by")
         errors[name] = Error(int(count), absolute / count, math.sqrt(square / count), simple / count)
     return errors
+
+
+def check_labels(module, shardset):
+    """Raise UserError where a Pretraining is to be measured on a set (or None) that lacks one of its targets."""
+    there = shardset.manifest["targets"] if shardset is not None else module.labels[0]
+    for name in module.labels[0]:
+        if name not in there:
+            raise UserError(f"{shardset.folder}: no record has the target {name}; it has {', '.join(there) or 'none'}")
 
 
 def fit_statistics(module, shardsets, line_shapes):
@@ -127,7 +145,7 @@ class Validation:
         return patience is not None and self.state["since"] >= patience
 
     def run(self, step, device, between):
-        """Measure after a step and keep the model if it is the best -> metric, name -> Error. All ranks call it."""
+        """Measure after a step and keep the model if it is the best -> name -> Error. All ranks call it."""
         averaged = self.engine.ema is not None
         self.engine.eval()
         with self.engine.ema_weights() if averaged else nullcontext():
@@ -147,11 +165,7 @@ class Validation:
             self.keep()
         else:
             self.state = self.state | {"since": self.state["since"] + 1}
-        return metric, errors
-
-    def reported(self, errors):
-        """name -> what Error.reported gives."""
-        return {name: error.reported(name, self.units) for name, error in errors.items()}
+        return errors
 
     def keep(self):
         """Write the model as it is now; all ranks call it."""

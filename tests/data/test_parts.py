@@ -1,4 +1,4 @@
-"""Parts of one set: the counts of a split are exact, every record is in one part, smaller limits nest in larger ones."""
+"""Parts of one set: counts are exact, every record is in one part, smaller limits nest in larger ones."""
 
 import pickle
 

@@ -103,3 +103,15 @@ def test_the_gradient_does_not_depend_on_the_cut(sizes):
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
     assert all(g.abs().max() > 0 for n, g in gradients[0].items() if "spectrum_prediction" in n or "embedding" in n)
+
+
+def test_in_low_precision():
+    """bf16 weights as DeepSpeed makes them; spectra and errors stay float32."""
+    module, objective = build()
+    awake(objective)
+    whole = batch(records(4), torch.float32)
+    exact = objective(Pass(module.network, whole), whole, Keyed(0, 0))
+    module = module.bfloat16()
+    found = objective(Pass(module.network, whole), whole, Keyed(0, 0))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0)
