@@ -39,10 +39,11 @@ def retrieve(options):
     run = loading.load(options.run)
     run.objective("contrast", "retrieval")
     molecules, network = open_set(options.data), run.module.network
-    subsets = [] if options.query else options.spectra
+    query = identification.read(options.query or [])
+    subsets = [] if query else options.spectra
     library = retrieval.read(network, molecules, subsets, run.data.line_shapes, run.device)
-    if options.query:
-        spectra = identification.measured(options.query, library, options.calibrated)
+    if query:
+        spectra = query if options.calibrated else identification.scaled(query, library)
         found = identification.identify(network, library, spectra, options.top, run.device)
         print(identification.report(molecules, found))
         return

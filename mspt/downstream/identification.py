@@ -16,12 +16,11 @@ from mspt.downstream import ranking
 from mspt.errors import UserError
 
 
-def measured(wanted, library, calibrated):
+def read(wanted):
     """Spectra that a user gives -> name -> [L] float32 on the grids.
 
     wanted: (name or name:unit, path) of files of two columns, abscissa and intensity; the abscissa is in the grid's
-    unit unless another is named. Unless they are calibrated, intensities are scaled so that the area under them is
-    that under the library's mean over the same range. Raises UserError that names the file.
+    unit unless another is named. Raises UserError that names the file.
     """
     spectra = {}
     for what, path in wanted:
@@ -30,29 +29,37 @@ def measured(wanted, library, calibrated):
             raise UserError(f"--query {what}: is no spectrum; known: {', '.join(GRIDS)}")
         x, y = _columns(path)
         try:
-            values = to_grid(name, x, y, unit or GRIDS[name].unit)
+            spectra[name] = to_grid(name, x, y, unit or GRIDS[name].unit)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
-        if not values.any():
+        if not spectra[name].any():
             raise UserError(f"{path}: has no intensity above zero on the grid of {name}; absorbance is needed")
-        if not calibrated:
-            first, *_, last = np.flatnonzero(values)
-            area = float(library.mean[name][first : last + 1].sum())
-            if not area > 0:
-                raise UserError(
-                    f"{path}: cannot be scaled, because no molecule of --data has a spectrum {name}; give a set that "
-                    "has, or --calibrated where intensities are in the units that the run was trained on"
-                )
-            values *= area / values.sum()
-        spectra[name] = torch.from_numpy(values)
     return spectra
+
+
+def scaled(spectra, library):
+    """Spectra (name -> [L]) in arbitrary units, each with the area of the library's mean over the same range.
+
+    Raises UserError where no molecule of the library has such a spectrum.
+    """
+    result = {}
+    for name, values in spectra.items():
+        first, *_, last = np.flatnonzero(values)
+        area = float(library.mean[name][first : last + 1].sum())
+        if not area > 0:
+            raise UserError(
+                f"--query {name}: cannot be scaled, because no molecule of --data has such a spectrum; give a set that "
+                "has, or --calibrated where intensities are in the units that the run was trained on"
+            )
+        result[name] = values * (area / values.sum())
+    return result
 
 
 @torch.no_grad()
 def identify(network, library, spectra, k, device):
     """The k molecules of a Library that fit spectra (name -> [L]) best -> (number, cosine) each, best first."""
     values = {name: torch.zeros(1, grid.length, device=device) for name, grid in GRIDS.items()}
-    values |= {name: own[None].to(device) for name, own in spectra.items()}
+    values |= {name: torch.from_numpy(own)[None].float().to(device) for name, own in spectra.items()}
     present = {name: torch.tensor([name in spectra], device=device) for name in SPECTRA}
     readout = normalize(network.specformer(network.specformer.patches(values), present)[1].float(), dim=-1)
     cosines, numbers = ranking.nearest(readout, library.molecules, k)

@@ -33,10 +33,12 @@ def predictions(molecules, store, found, training, line_shapes):
         one = next(molecules.records([int(number)]))
         true = MoleculeBatch.from_records([one]).broadened(line_shapes).spectra
         for axes, name in zip(row, names, strict=True):
-            x = GRIDS[name].points()
+            x = GRIDS[name].points().numpy()
             if name in one.spectra:
-                axes.fill_between(x, true[name][0], color=GREY, alpha=0.45, linewidth=0, label="true")
-            axes.plot(x, training.mean(name), color=ORANGE, linewidth=0.9, linestyle=":", label="mean of training set")
+                axes.fill_between(x, true[name][0].numpy(), color=GREY, alpha=0.45, linewidth=0, label="true")
+            axes.plot(
+                x, training.mean(name).numpy(), color=ORANGE, linewidth=0.9, linestyle=":", label="mean of training set"
+            )
             axes.plot(x, arrays[f"spectra/{name}"][[number]][0], color=BLUE, linewidth=1.2, label="predicted")
             cosine, sis = (found[name]["model"][score][number] for score in ("cosine", "sis"))
             said = f": cosine {cosine:.2f}, SIS {sis:.2f}" if np.isfinite(cosine) else ""
@@ -59,11 +61,10 @@ def attention(maps):
     figure = Figure(figsize=(6.4 * len(layers) + 0.6, 6.6), layout="constrained")
     figure.suptitle(f"{maps.key}: attention, mean over heads; rows attend to columns", parse_math=False)
     kept = torch.cat([torch.arange(own.start, own.stop) for own in maps.blocks.values()])
-    shown = [layer[kept][:, kept] for layer in layers]
-    for number, (whole, panel) in enumerate(
-        zip(shown, figure.subfigures(1, len(layers), squeeze=False)[0], strict=True)
-    ):
-        sizes = [own.stop - own.start for own in maps.blocks.values()]
+    shown = [layer[kept][:, kept].numpy() for layer in layers]
+    panels = figure.subfigures(1, len(layers), squeeze=False)[0]
+    sizes = [own.stop - own.start for own in maps.blocks.values()]
+    for number, (whole, panel) in enumerate(zip(shown, panels, strict=True), 1):
         grid = panel.add_gridspec(2, 2, width_ratios=[1, 7], height_ratios=[1, 7])
         axes = panel.add_subplot(grid[1, 1])
         # Weights range over decades; the same colours for all layers.

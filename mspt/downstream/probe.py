@@ -94,7 +94,7 @@ def probe(train, test, names, encoder=None, stores=None, pool="sum", labels=None
         "seed": seed,
         "targets": {},
     }
-    units = sides[0].molecules.manifest["provenance"].get("units", {})
+    units = targets.units_of(sides[0].molecules)
     for name in names:
         chosen, tested = _chosen(sides, name, labels, seed)
         fitted, true, baseline = _values(sides, name, chosen, tested, targets.reporting(name, units))

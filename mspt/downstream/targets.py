@@ -39,8 +39,14 @@ REPORTED = {
 }
 
 
+def units_of(molecules):
+    """name -> unit, as a shard set or its Zarr twin says."""
+    manifest = molecules.manifest
+    return manifest.get("units") or manifest["provenance"].get("units", {})
+
+
 def reporting(name, units):
-    """The Reporting of a target. units: name -> unit in the set, of its manifest's provenance."""
+    """The Reporting of a target. units: name -> unit in the set, as of units_of."""
     if name in REPORTED:
         return REPORTED[name]
     unit = units.get(name, "unit not stated")

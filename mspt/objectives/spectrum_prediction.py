@@ -58,7 +58,9 @@ class Head(nn.Module):
         self.register_buffer("variance", torch.ones(()))
 
     def forward(self, molecules):
-        return softplus(self.layers(molecules) + torch.log(torch.expm1(self.mean.clamp(min=LEAST))))
+        """Of the molecule vectors' type, float32 at least, whatever the weights are."""
+        beside = self.layers(molecules.to(self.layers[0].weight.dtype)).to(molecules.dtype)
+        return softplus(beside + torch.log(torch.expm1(self.mean.to(molecules.dtype).clamp(min=LEAST))))
 
 
 class SpectrumPrediction(nn.Module):

@@ -1,6 +1,6 @@
 """One rank of the gradient of a fixed global batch of labelled molecules; rank 0 writes it, parameter by parameter.
 
-labelled_gradients.py MICRO_BATCHES OUT: property, forces and coord together, in float64 at ZeRO 0 to
+labelled_gradients.py MICRO_BATCHES OUT: property, forces, predicted spectra and coord together, in float64 at ZeRO 0 to
 OUT-float64.safetensors, in float32 at ZeRO 2 to OUT-float32, at ZeRO 3 to OUT-zero3. Some labels are missing.
 """
 
@@ -29,6 +29,7 @@ SMALL = [
     "objectives.coord={weight: 0.1, sigma: 0.005}",
     "objectives.property={target: mu}",
     "objectives.forces={}",
+    "objectives.spectrum_prediction={hidden: 8}",
 ]
 # Uneven, as packed micro-batches are, and one that is empty, as at the end of an epoch.
 SIZES = {1: [11], 4: [1, 0, 7, 3]}
@@ -37,20 +38,23 @@ RUNS = {"float64": (torch.float64, 0), "float32": (torch.float32, 2), "zero3": (
 
 
 def labelled(record, number):
-    """A real molecule, with energy and forces made up; every third has no energy, every fifth no forces."""
+    """A real molecule, with energy and forces made up; every third has no energy, every fifth no forces and no IR."""
     rng = np.random.default_rng(number)
     targets = record.targets | ({"energy": 0.1 * rng.normal()} if number % 3 else {})
     forces = rng.normal(0, 0.05, record.positions.shape).astype(np.float32) if number % 5 else None
-    return dataclasses.replace(record, targets=targets, forces=forces)
+    spectra = {name: own for name, own in record.spectra.items() if name != "ir" or number % 5}
+    return dataclasses.replace(record, targets=targets, forces=forces, spectra=spectra)
 
 
 sizes, out = SIZES[int(sys.argv[1])], sys.argv[2]
 process = initialise()
-shards = ShardSet.open(ROOT / "shards/bundled/qm9-geometries/heldout")
+shards = ShardSet.open(ROOT / "shards/bundled/qm9-spectra/heldout")
 for run, (dtype, stage) in RUNS.items():
     loaded = config.load(ROOT / "configs/quickstart-stage1.yaml", [*SMALL, f"engine.zero_stage={stage}"])
     torch.manual_seed(0)
     module = Pretraining(loaded.model, loaded.objectives).to(dtype)
+    for head in module.objectives["spectrum_prediction"].heads.values():
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)  # from zero, nothing before it would have a gradient
     for objective, deviation in (("property", 1.5), ("forces", 0.2)):
         module.objectives[objective].statistics.deviation.fill_(deviation)
     engine = Engine(
