@@ -18,6 +18,7 @@ more for all of the result, because the stall is what a save costs wherever a co
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -130,7 +131,7 @@ class Rank:
             {"mspt": self.resume_ours, "deepspeed": self.resume_deepspeed}, rounds, self.process.device
         )
         result = {
-            "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
+            "parameters": sum(math.prod(shape) for shape in self.engine.shapes.values()),
             "steps_of_a_window": self.steps,
             "seconds_of_a_step": statistics.median(times["without"]) / self.steps,
         }
