@@ -21,7 +21,7 @@ SMALL = [
     "data.train=shards/bundled/qm9-spectra/train",
     f"data.lanes={LANES}",
     f"data.budget.molecules={MOLECULES}",
-    "model.encoder.layers=2",
+    "model.encoder.layers=1",
     "model.specformer.channels=32",
 ]
 
@@ -41,7 +41,7 @@ def counted():
     with ranks.Ranks(2) as pair:
         for run in RUNS:
             pair.ask(ranks.build, FILE, overrides(*run))
-            found[run] = pair.ask(ranks.traffic, 2)[0]
+            found[run] = pair.ask(ranks.traffic, 1)[0]
     return found
 
 
