@@ -13,8 +13,11 @@ import numpy as np
 
 from mspt.training.engine import BUCKET
 
-# Parameters of at most so many elements are never taken apart at ZeRO 3 (DeepSpeed's default).
+# Parameters of at most so many elements stay whole between the micro-batches of a step at ZeRO 3, as DeepSpeed has it.
 PERSISTENT = 100_000
+# How often the weights are gathered for a micro-batch at ZeRO 3, by its forward passes: forwards and for the way back;
+# after a pass for the embeddings alone, what DeepSpeed fetches ahead is what the other pass would need next.
+GATHERS = {1: 2, 2: 5}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def messages(model, stage, ranks, micro_batches=1, molecules=0):
     """The Messages of one step. molecules: of a micro-batch.
 
     Left out are sums of a few numbers. DeepSpeed reduces at ZeRO 1 and 2 by an all-reduce of whole buckets, at 2 and 3
-    after every micro-batch; at 3 weights are gathered once for each pass forwards and once for the way back.
+    after every micro-batch.
     """
     total, weight = model.total, model.width
     found = []
@@ -69,11 +72,12 @@ def messages(model, stage, ranks, micro_batches=1, molecules=0):
         found.append(Message("all_reduce", 4 * total * reductions, 2 * buckets * reductions))
         return [*found, Message("all_gather", weight * total, 2)]
     large = sum(count for count in model.parameters if count > PERSISTENT)
-    gathers = (model.passes + 1) * micro_batches
-    per_pass = 5 * model.layers  # one a submodule, measured at the published size
+    gathers = GATHERS[model.passes] * micro_batches
+    gathered = gathers * large + (gathers - micro_batches + 1) * (total - large)
     return [
         *found,
-        Message("all_gather", weight * (gathers * large + total - large), gathers * per_pass),
+        # One call a submodule that has parameters of its own, as counted at the published size.
+        Message("all_gather", weight * gathered, gathers * 6 * model.layers),
         Message("reduce_scatter", 4 * total * micro_batches, buckets * micro_batches),
     ]
 
@@ -135,29 +139,28 @@ def memory(model, stage, ranks, offload=False):
 
     Host: where offload puts the optimiser's state; on a CPU they are one memory.
     """
-    total, weight = model.total, model.width
-    bf16 = model.precision == "bf16"
-    if bf16:
-        stage = max(1, stage)
-    if stage == 0:
-        sizes = {"weights": 4 * total, "gradients": 4 * total, "moments": 8 * total}
-        sizes |= {"buckets": 4 * total * (ranks > 1), "moving average": 4 * total * model.ema}
-        return {name: (size, "device") for name, size in sizes.items() if size}
-    own = total / ranks
+    total, weight, bf16 = model.total, model.width, model.precision == "bf16"
+    stage = max(1, stage) if bf16 else stage
+    own = total if stage == 0 else total / ranks
     place = "host" if offload else "device"
-    bucket = 4 * min(total, BUCKET)
     parts = {"moments": (8 * own, place), "moving average": (4 * own * model.ema, place)}
-    if stage == 3:
-        parts["weights"] = weight * own, "device"
-        parts["masters"] = 4 * own if bf16 or offload else 0, place
-        parts["gradients"] = 4 * own, place
-        parts["gradients of the step"] = 4 * (own if offload else min(own, BUCKET)), place
-        parts["gathered weights"] = weight * min(total, BUCKET) if ranks > 1 else 0, "device"
-        parts["buckets"] = 2 * bucket, "device"
+    if stage == 0:
+        parts |= {"weights": (4 * total, "device"), "gradients": (4 * total, "device")}
+        parts["buckets"] = 4 * total * (ranks > 1), "device"
+    elif stage < 3:
+        parts |= {"weights": (weight * total, "device"), "masters": (4 * own, place)}
+        if stage == 2 or offload:  # gradients go from a bucket to the rank that owns them
+            parts["buckets"] = 4 * min(total, BUCKET), "device"
+            parts["own gradients"] = 4 * own, "device"
+        elif bf16:
+            parts["gradients"] = (4 + weight) * total, "device"
+        else:
+            parts |= {"gradients": (4 * total, "device"), "own gradients": (4 * own, "device")}
+        parts["gradients for the optimiser"] = 8 * own * offload, "host"
     else:
-        parts["weights"] = weight * total, "device"
-        parts["masters"] = 4 * own, place
-        parts["gradients"] = weight * total if stage == 1 else 0, "device"
-        parts["gradients of the step"] = 4 * own, place
-        parts["buckets"] = 2 * bucket, "device"
+        parts |= {"weights": (weight * own, "device"), "masters": (4 * own * (bf16 or offload), place)}
+        parts["own gradients"] = 4 * own, place
+        parts["gradients for the optimiser"] = 4 * (own if offload else min(own, BUCKET)), place
+        parts["gathered weights"] = weight * min(total, BUCKET) * (ranks > 1), "device"
+        parts["buckets"] = 2 * 4 * min(total, BUCKET), "device"
     return {name: part for name, part in parts.items() if part[0]}

@@ -182,7 +182,8 @@ def traffic(steps):
 
 def memory(file, overrides, steps):
     """Peaks of a Training above what there was before it, in bytes -> tensors, while it is built and while it trains;
-    resident size, the same two."""
+    resident size, the same two, with what the profiler keeps.
+    """
     before = _status("VmRSS")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as building:
         build(file, overrides)

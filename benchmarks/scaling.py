@@ -226,7 +226,8 @@ def predictions(options):
             edges = flops.edges(batch, loaded.model.encoder) / 256
             work = flops.training_step(loaded.model, loaded.objectives, molecules, atoms * molecules, edges * molecules)
             step = options.step_seconds or work / (options.utilisation * costs.H100_RATES[precision])
-            for stage in range(4):
+            # DeepSpeed shards the masters of bf16: stage 0 runs as 1.
+            for stage in range(int(precision == "bf16"), 4):
                 row = {"size": name, "parameters": model.total, "precision": precision, "zero_stage": stage}
                 row |= {"operations": work, "step_seconds": step, "gpus": {}}
                 for count in GPUS:
@@ -243,7 +244,8 @@ def predictions(options):
                 cells = "".join(
                     f"{cell['molecules_per_second']:12.3g} ({cell['efficiency']:.2f})" for cell in row["gpus"].values()
                 )
-                print(f"{name:8s}{precision:5s} ZeRO {stage}    {cells}")
+                held = [row["gpus"][count]["memory_bytes"] / 1e9 for count in (GPUS[0], GPUS[-1])]
+                print(f"{name:8s}{precision:5s} ZeRO {stage}    {cells}   {held[0]:.3g} to {held[1]:.3g} GB a GPU")
     return {"prediction": {"assumed": assumed(options), "interconnect": costs.H100.name, "rows": rows}}
 
 

