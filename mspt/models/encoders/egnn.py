@@ -22,8 +22,8 @@ class EGNNSettings(Settings):
     grow with the square of its atoms. max_neighbours: nearest ones kept, where there is a cut-off.
 
     vectors: the published update of positions (eq. 4), one a channel, from the last layer's messages and along unit
-    vectors, an option of the published code: with whole offsets, far atoms drown near ones. The published QM9 model
-    moves no atoms and so has none.
+    vectors, an option of the published code: with whole offsets far atoms count most, and denoising is learnt later. The
+    published QM9 model moves no atoms and so has none.
     """
 
     name: Literal["egnn"] = "egnn"
