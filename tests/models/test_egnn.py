@@ -78,10 +78,9 @@ def by_edge(model, numbers, positions, ptr):
         return scalars, None
     vectors = [torch.zeros(3, s.channels, dtype=torch.float64) for _ in range(n)]
     for i in range(n):
-        for j, _, fade in edges[i]:
-            vectors[i] = (
-                vectors[i] + torch.outer(positions[i] - positions[j], apply(model.moves, messages[i, j])) * fade
-            )
+        for j, r, fade in edges[i]:
+            direction = (positions[i] - positions[j]) / r
+            vectors[i] = vectors[i] + torch.outer(direction, apply(model.moves, messages[i, j])) * fade
     return scalars, torch.stack(vectors)
 
 

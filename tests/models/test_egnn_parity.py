@@ -44,7 +44,11 @@ def updated(layer, x, positions, edges):
 def moved(model, channel, molecules):
     """How far their dense layer with the maps of a channel of ours moves the atoms. molecules: pairs (x, positions)."""
     channels = model.settings.channels
-    theirs = peer.EGNN(channels, m_dim=channels, soft_edges=True, update_feats=False)
+    theirs = peer.EGNN(
+        channels, m_dim=channels, soft_edges=True, update_feats=False, norm_coors=True, norm_coors_scale_init=1.0
+    )
+    # It divides by the length or this, if that is more: 1e-8 would enlarge rounding of an atom's offset from itself.
+    theirs.coors_norm.eps = 0.5
     put_messages(theirs.edge_mlp, theirs.edge_gate, model.layers[-1])
     put(theirs.coors_mlp[0], model.moves[0].weight, model.moves[0].bias)
     put(theirs.coors_mlp[3], model.moves[2].weight[channel : channel + 1])

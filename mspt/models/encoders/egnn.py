@@ -21,8 +21,9 @@ class EGNNSettings(Settings):
     """cutoff: Å, towards which messages fade out; null joins every two atoms of a molecule, as published, so that edges
     grow with the square of its atoms. max_neighbours: nearest ones kept, where there is a cut-off.
 
-    vectors: the published update of positions (eq. 4), one a channel, from the last layer's messages. The published QM9
-    model moves no atoms and so has none.
+    vectors: the published update of positions (eq. 4), one a channel, from the last layer's messages and along unit
+    vectors, an option of the published code: with whole offsets, far atoms drown near ones. The published QM9 model
+    moves no atoms and so has none.
     """
 
     name: Literal["egnn"] = "egnn"
@@ -64,22 +65,21 @@ class EGNN(nn.Module):
             )
 
     def forward(self, numbers, positions, ptr):
-        """numbers [n], positions [n, 3] Å, ptr [m + 1] -> scalars [n, F], vectors [n, 3, F] Å or None."""
+        """numbers [n], positions [n, 3] Å, ptr [m + 1] -> scalars [n, F], vectors [n, 3, F] or None."""
         most = len(numbers) if self.settings.cutoff is None else self.settings.max_neighbours
         graph = kernels.radius_graph(positions, ptr, self.basis.cutoff, most, loop=False)
         x = self.embedding(numbers)
         geometry = kernels.pair_geometry(positions, graph, self.basis, x.dtype)
         pair = graph.pair.abs().long() - 1
-        distance, fade = geometry.distance.to(geometry.fade.dtype)[pair, None], geometry.fade[pair, None]
+        squared = geometry.distance.square().to(geometry.fade.dtype)[pair, None]
+        fade = geometry.fade[pair, None]
         for layer in self.layers:
-            x, message = layer(x, distance.square(), fade, graph)
+            x, message = layer(x, squared, fade, graph)
         if self.moves is None:
             return self.out(x), None
-        offset = (
-            -geometry.direction[pair] * graph.pair.sign()[:, None] * distance
-        )  # from an edge's source to its target
+        direction = -geometry.direction[pair] * graph.pair.sign()[:, None]  # from an edge's source to its target
         moves = self.moves(message.to(x.dtype)).to(fade.dtype) * fade
-        return self.out(x), kernels.sum_by_target(offset[..., None] * moves[:, None], graph).to(x.dtype)
+        return self.out(x), kernels.sum_by_target(direction[..., None] * moves[:, None], graph).to(x.dtype)
 
 
 class Layer(nn.Module):
