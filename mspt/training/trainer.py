@@ -154,7 +154,8 @@ class Trainer:
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
-        batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
+        data = self.config.data
+        batches = [batch.to(self.device).broadened(data.line_shapes, data.spectra) for batch in micro_batches]
         self.utilisation.observe(batches[0])
         means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
