@@ -153,9 +153,9 @@ def test_same_as_dig(peer):
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append((scalars, leaf.grad, gradients))
     (scalars, force, gradients), (our_scalars, our_force, our_gradients) = results
-    torch.testing.assert_close(our_scalars, scalars, rtol=1e-5, atol=1e-5 * float(scalars.detach().abs().max()))
-    torch.testing.assert_close(our_force, force, rtol=1e-5, atol=1e-5 * float(force.abs().max()))
+    torch.testing.assert_close(our_scalars, scalars, rtol=2e-6, atol=2e-6 * float(scalars.detach().abs().max()))
+    torch.testing.assert_close(our_force, force, rtol=2e-6, atol=2e-6 * float(force.abs().max()))
     for name, gradient in our_gradients.items():
         expected = gradients[theirs_of(name)]
         error = (gradient[: len(expected)] - expected).norm()
-        assert error < 1e-5 * expected.norm() or error < 1e-12, name
+        assert error < 2e-6 * expected.norm() or error < 1e-12, name
