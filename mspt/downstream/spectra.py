@@ -146,4 +146,4 @@ def report(means):
             for who, title in PREDICTORS.items():
                 values = (f"{own[who][score]:.3f}" for score in SCORES)
                 rows.append((name, str(own["molecules"]), title, *values))
-    return "\n".join(table(rows, indent=""))
+    return "\n".join(table(rows, indent="")) if len(rows) > 1 else "nothing to compare with: the set has no spectra"
