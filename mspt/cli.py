@@ -1,4 +1,5 @@
-"""The command line: mspt pretrain | finetune | data | checkpoint | doctor, and what is done with a trained network.
+"""The command line: mspt pretrain | finetune | reproduce | data | checkpoint | doctor, and what is done with a trained
+network.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.
@@ -8,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -128,6 +130,23 @@ def import_encoder(options):
     print(f"wrote {export.import_torchmd_net(options.file, options.out)}")
 
 
+def reproduce(options):
+    """Run the rows of a paper's table that are not run yet, and print it beside the published numbers."""
+    from mspt import reproduce
+
+    only = {name: getattr(options, name) for name in ("rows", "targets", "labels", "seeds")}
+    out = options.out or Path("runs") / f"{options.table}-{options.scale}"
+    plan = reproduce.Plan(Path("configs") / f"{options.table}.yaml", options.scale, options.data, out, only)
+    if options.dry_run:
+        print("\n".join(shlex.join(run.command(options.processes)) for run in plan.runs if not run.done))
+        return
+    failed = {} if options.show else plan.perform(options.jobs, options.processes)
+    print(plan.text())
+    print(f"\nnumbers: {plan.save()}")
+    if failed:
+        raise UserError("; ".join(f"{folder}: {why}" for folder, why in failed.items()))
+
+
 def doctor(options):
     """Say which kernels run on this machine, and why."""
     import torch
@@ -137,6 +156,14 @@ def doctor(options):
 
     print(f"mspt {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print("\n".join(selection.report()))
+
+
+def _list(text):
+    return tuple(text.split(","))
+
+
+def _numbers(text):
+    return tuple(map(int, text.split(",")))
 
 
 def build_parser():
@@ -208,10 +235,26 @@ def build_parser():
     other.add_argument("file", help="a .ckpt of TorchMD-Net, Coord or MolSpectra, or a state dict")
     other.add_argument("out", help="the folder to write model.safetensors and config.json to; model.init takes it")
     other.set_defaults(run_command=import_encoder)
+    table = commands.add_parser("reproduce", help=reproduce.__doc__)
+    table.add_argument("table", help="a table of configs/, such as table1 or table2")
+    table.add_argument("--data", default="data", metavar="DIR", help="folder of the shard sets (default: %(default)s)")
+    table.add_argument("--scale", default="full", help="a file of configs/scales, such as small (default: %(default)s)")
+    table.add_argument("--out", type=Path, metavar="DIR", help="folder of its runs (default: runs/TABLE-SCALE)")
+    table.add_argument("--rows", type=_list, metavar="A,B", help="such as coord,molspectra (default: all)")
+    table.add_argument("--targets", type=_list, metavar="A,B", help="such as homo,gap (default: all)")
+    table.add_argument("--labels", type=_numbers, metavar="N,M", help="such as 1000 (default: all of the scale)")
+    table.add_argument("--seeds", type=_numbers, metavar="N,M", help="(default: all of the scale)")
+    table.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    table.add_argument("--processes", type=int, default=1, help="ranks of each run (default: %(default)s)")
+    shown = table.add_mutually_exclusive_group()
+    shown.add_argument("--show", action="store_true", help="run nothing, print what there is")
+    shown.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are not done")
+    table.set_defaults(run_command=reproduce)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
     tuned = (tuning, scoring, prediction)
-    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, action, other, check):
+    rest = (action, other, table, check)
+    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, *rest):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

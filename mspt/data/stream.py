@@ -71,7 +71,8 @@ class DataSettings(Settings):
     lanes: fixed streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes /
     ranks of them. workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together.
     budget: of one micro-batch. store: how sets behind URLs are read. on_bad_block: stop at a damaged block, or leave
-    its records out. line_shapes: how lines become spectra; what is not named keeps its default.
+    its records out. line_shapes: how lines become spectra; what is not named keeps its default. spectra: those that are
+    used; others count as missing.
     """
 
     train: str | None = None
@@ -87,6 +88,7 @@ class DataSettings(Settings):
     store: StoreSettings = StoreSettings()
     on_bad_block: Literal["error", "skip"] = "error"
     line_shapes: dict[Literal[SPECTRA], LineShape] = LINE_SHAPES
+    spectra: tuple[Literal[SPECTRA], ...] = SPECTRA
 
     @field_validator("line_shapes")
     @classmethod
@@ -107,6 +109,15 @@ class DataSettings(Settings):
     def parts(self):
         """The sets to train on, of which there may be one."""
         return self.mixture or (Part(path=self.train, weight=1.0),)
+
+    def check_ranks(self, ranks):
+        """Raise UserError where so many ranks do not divide the lanes."""
+        if self.lanes % ranks:
+            divisors = [d for d in range(1, self.lanes + 1) if self.lanes % d == 0]
+            raise UserError(
+                f"data.lanes is {self.lanes}, which {ranks} ranks do not divide; run on "
+                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {ranks}"
+            )
 
     def open(self):
         """The ShardSets of parts, with the records that split and limit leave to train on."""
@@ -238,12 +249,7 @@ class Stream:
     """
 
     def __init__(self, shardsets, settings, seed, rank=0, world_size=1, labels=((), False)):
-        if settings.lanes % world_size:
-            divisors = [d for d in range(1, settings.lanes + 1) if settings.lanes % d == 0]
-            raise UserError(
-                f"data.lanes is {settings.lanes}, which {world_size} ranks do not divide; run on "
-                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {world_size}"
-            )
+        settings.check_ranks(world_size)
         for shardset in shardsets:
             packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
         self.shardsets, self.settings, self.seed, self.labels = shardsets, settings, seed, labels

@@ -169,10 +169,10 @@ def share(shardset, data, device, records=None, labels=((), False)):
         group.append(batch)
         seen += len(batch.keys)
         if len(group) == world_size:
-            yield group[rank].to(device).broadened(data.line_shapes)
+            yield group[rank].to(device).broadened(data.line_shapes, data.spectra)
             group = []
             if records is not None and seen >= records:
                 return
     if group:
         own = group[rank] if rank < len(group) else MoleculeBatch.empty()
-        yield own.to(device).broadened(data.line_shapes)
+        yield own.to(device).broadened(data.line_shapes, data.spectra)

@@ -69,7 +69,7 @@ class Trainer:
         if newest is None:
             if config.model.init:
                 initial_weights(self.module, config.model.init)
-            fit_statistics(self.module, self.train_sets, config.data.line_shapes)
+            fit_statistics(self.module, self.train_sets, config.data)
         self.engine = Engine(
             self.module,
             config.engine,
@@ -171,7 +171,8 @@ class Trainer:
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
-        batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
+        data = self.config.data
+        batches = [batch.to(self.device).broadened(data.line_shapes, data.spectra) for batch in micro_batches]
         self.utilisation.observe(batches[0])
         means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
