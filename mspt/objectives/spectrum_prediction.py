@@ -97,8 +97,8 @@ class SpectrumPrediction(nn.Module):
         for name, head in self.heads.items():
             if not counts[name]:
                 raise UserError(
-                    f"objectives.spectrum_prediction.spectra: no record to train on has {name}, or data.spectra lacks it; "
-                    "leave it out"
+                    f"objectives.spectrum_prediction.spectra: no record to train on has {name}, or data.spectra "
+                    "lacks it; leave it out"
                 )
             mean, square = sums[name] / counts[name]
             variance = (square - mean.square()).mean()
