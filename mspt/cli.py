@@ -253,7 +253,8 @@ def build_parser():
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
     tuned = (tuning, scoring, prediction)
-    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, action, other, table, check):
+    rest = (action, other, table, check)
+    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, *rest):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -41,7 +41,7 @@ def retrieve(options):
     molecules, network = open_set(options.data), run.module.network
     query = identification.read(options.query or [])
     subsets = [] if query else options.spectra
-    library = retrieval.read(network, molecules, subsets, run.data.line_shapes, run.device)
+    library = retrieval.read(network, molecules, subsets, run.data, run.device)
     if query:
         spectra = query if options.calibrated else identification.scaled(query, library)
         found = identification.identify(network, library, spectra, options.top, run.device)
@@ -66,16 +66,18 @@ def predict_spectrum(options):
         plot.check_png(options.figure, "--figure")
     run = loading.load(options.run)
     objective = run.objective("spectrum_prediction", "the prediction of spectra")
-    molecules, shapes = open_set(options.data), run.data.line_shapes
+    molecules = open_set(options.data)
     training = spectra.Training(list(objective.heads))
-    for folder in options.train or [part.path for part in run.data.parts]:
-        for batch in broadened(open_set(folder), shapes, run.device):
+    for each in [open_set(folder) for folder in options.train] if options.train else run.data.open():
+        for batch in broadened(each, run.data, run.device):
             training.learn(batch)
     about = {"run": str(run.source), "data": str(options.data)}
-    found = spectra.compare(run.module.network, objective, molecules, training, shapes, run.device, options.out, about)
+    found = spectra.compare(
+        run.module.network, objective, molecules, training, run.data, run.device, options.out, about
+    )
     print(json.dumps(spectra.means(found), indent=1) if options.json else spectra.report(spectra.means(found)))
     if options.figure:
-        plot.save(pictures.predictions(molecules, options.out, found, training, shapes), options.figure)
+        plot.save(pictures.predictions(molecules, options.out, found, training, run.data), options.figure)
     if not options.json:
         print(f"wrote {options.out}" + (f" and {options.figure}" if options.figure else ""))
 
@@ -90,7 +92,7 @@ def attention(options):
     run = loading.load(options.run)
     shardset = look.open_one(options.data)
     record = next(shardset.records([look.find(shardset, options.record)]))
-    maps = attention.maps(run.module.network, record, run.data.line_shapes, run.device)
+    maps = attention.maps(run.module.network, record, run.data, run.device)
     print(attention.report(maps))
     plot.save(pictures.attention(maps), options.out)
     print(f"wrote {options.out}")

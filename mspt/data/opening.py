@@ -30,10 +30,13 @@ def sequential(molecules, budget, targets=(), forces=False):
     return stream.sequential(molecules, budget, targets, forces)
 
 
-def broadened(molecules, line_shapes, device):
-    """Yield all of a set's MoleculeBatches in order, on the device, lines broadened; with a bar on a terminal."""
+def broadened(molecules, settings, device):
+    """Yield all of a set's MoleculeBatches in order, on the device, with the spectra that DataSettings name and shape.
+
+    Shows a bar on a terminal.
+    """
     budget = Budget(molecules=256, atoms=max(8192, molecules.manifest["largest"]))
     with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
         for batch in sequential(molecules, budget):
-            yield batch.to(device).broadened(line_shapes)
+            yield batch.to(device).broadened(settings.line_shapes, settings.spectra)
             bar.update(len(batch.keys))

@@ -30,20 +30,23 @@ class Maps(NamedTuple):
 
 
 @torch.no_grad()
-def maps(network, record, line_shapes, device):
-    """A Record -> Maps. Raises UserError where the network is without SpecFormer or the record without spectra."""
+def maps(network, record, settings, device):
+    """A Record -> Maps. settings: DataSettings.
+
+    Raises UserError where the network is without SpecFormer or the record without spectra that settings name.
+    """
     specformer = network.specformer
     if specformer is None:
         raise UserError(
             "the run was without a SpecFormer (model.specformer is null); give one that learnt from spectra"
         )
-    if not record.spectra:
-        raise UserError(f"{record.key}: has no spectrum to attend to; give a record that has")
-    batch = MoleculeBatch.from_records([record]).to(device).broadened(line_shapes)
+    batch = MoleculeBatch.from_records([record]).to(device).broadened(settings.line_shapes, settings.spectra)
+    if not any(batch.present.values()):
+        raise UserError(f"{record.key}: has no spectrum that the run attends to; give a record that has")
     weights = specformer.attention(Pass(network, batch).patches, batch.present)
     blocks, start = {}, 0
     for name, count in specformer.patch_counts.items():
-        if name in record.spectra:
+        if batch.present[name]:
             blocks[name] = slice(start, start + count)
         start += count
     return Maps(

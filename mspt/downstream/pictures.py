@@ -14,10 +14,11 @@ from mspt.downstream.spectra import KIND, SCORES
 RANKS = ("best", "middling", "worst")
 
 
-def predictions(molecules, store, found, training, line_shapes):
+def predictions(molecules, store, found, training, settings):
     """True and predicted spectra of three molecules: those of the highest, the median and the lowest mean score.
 
     molecules: the set. store: of spectra.compare, and found what it gave. training: a spectra.Training.
+    settings: DataSettings.
     """
     names = list(found)
     rated = np.array([found[name]["model"][score] for name in names for score in SCORES]).mean(0)
@@ -31,11 +32,11 @@ def predictions(molecules, store, found, training, line_shapes):
     panels = figure.subplots(len(chosen), len(names), squeeze=False)
     for row, (rank, number) in zip(panels, chosen.items(), strict=True):
         one = next(molecules.records([int(number)]))
-        true = MoleculeBatch.from_records([one]).broadened(line_shapes).spectra
+        true = MoleculeBatch.from_records([one]).broadened(settings.line_shapes, settings.spectra)
         for axes, name in zip(row, names, strict=True):
             x = GRIDS[name].points().numpy()
-            if name in one.spectra:
-                axes.fill_between(x, true[name][0].numpy(), color=GREY, alpha=0.45, linewidth=0, label="true")
+            if true.present[name]:
+                axes.fill_between(x, true.spectra[name][0].numpy(), color=GREY, alpha=0.45, linewidth=0, label="true")
             axes.plot(
                 x, training.mean(name).numpy(), color=ORANGE, linewidth=0.9, linestyle=":", label="mean of training set"
             )

@@ -34,15 +34,15 @@ class Library(NamedTuple):
 
 
 @torch.no_grad()
-def read(network, molecules, subsets, line_shapes, device):
+def read(network, molecules, subsets, settings, device):
     """Embed a set, as opening.open_set gives it -> Library. subsets: such as ["ir", "ir,raman"]; may be empty.
 
-    network: with a SpecFormer, on device.
+    network: with a SpecFormer, on device. settings: DataSettings, of the spectra that the network learnt from.
     """
     keys, vectors, counts = [], [], dict.fromkeys(SPECTRA, 0)
     spectra, there = ({subset: [] for subset in subsets} for _ in range(2))
     sums = {name: torch.zeros(grid.length, dtype=torch.float64, device=device) for name, grid in GRIDS.items()}
-    for batch in broadened(molecules, line_shapes, device):
+    for batch in broadened(molecules, settings, device):
         one = Pass(network, batch)
         keys += batch.keys
         vectors.append(normalize(one.molecules, dim=-1))

@@ -82,17 +82,17 @@ def predict(network, objective, batch):
     return {name: (10 ** values.float() - 1).clamp(min=0) for name, values in predicted.items()}
 
 
-def compare(network, objective, molecules, training, line_shapes, device, out, about):
+def compare(network, objective, molecules, training, settings, device, out, about):
     """Write the predictions for a set as the store out -> name -> predictor -> score -> its values [N].
 
-    training: a Training. about: what the store's attributes say of run and data. A molecule without a spectrum, or
-    with one that is zero throughout, has NaN scores.
+    training: a Training. settings: DataSettings. about: what the store's attributes say of run and data. A molecule
+    without a spectrum, or with one that is zero throughout, has NaN scores.
     """
     names = list(objective.heads)
     found = {name: {who: {score: [] for score in SCORES} for who in PREDICTORS} for name in names}
     with files.new_folder(out) as aside:
         store = StoreWriter(aside)
-        for batch in broadened(molecules, line_shapes, device):
+        for batch in broadened(molecules, settings, device):
             predicted = {name: values.cpu() for name, values in predict(network, objective, batch).items()}
             texts = [key.encode() for key in batch.keys]
             columns = {"keys": np.frombuffer(b"".join(texts), np.uint8)}
@@ -146,4 +146,4 @@ def report(means):
             for who, title in PREDICTORS.items():
                 values = (f"{own[who][score]:.3f}" for score in SCORES)
                 rows.append((name, str(own["molecules"]), title, *values))
-    return "\n".join(table(rows, indent=""))
+    return "\n".join(table(rows, indent="")) if len(rows) > 1 else "nothing to compare with: the set has no spectra"

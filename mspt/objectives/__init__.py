@@ -7,7 +7,8 @@ An objective is an nn.Module built from (settings, network) with
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
 - where it denoises, `trivial(batch, generator) -> sums [k]`: what predicting nothing gives;
-- where it needs statistics of what it learns from, `fit(shardsets, line_shapes)`: takes them before training;
+- where it needs statistics of what it learns from, `fit(shardsets, settings)`: takes them before training
+  (settings: DataSettings);
 - where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
   `predict(model)` and `baseline(batch)`: name -> values as the labels are, by the network and by the statistics alone,
   `metric(errors)`: what the best model is chosen by.

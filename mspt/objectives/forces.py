@@ -50,7 +50,7 @@ class Forces(nn.Module):
         """Names of the targets it learns from, and whether it does from forces."""
         return (self.settings.target,), True
 
-    def fit(self, shardsets, line_shapes):
+    def fit(self, shardsets, settings):
         """Take the energy's statistics from the records to train on. Raises UserError where none has it."""
         self.statistics.fit(shardsets, self.settings.target, self.settings.references)
 

@@ -66,7 +66,7 @@ class Property(nn.Module):
         """Names of the targets it learns from, and whether it does from forces."""
         return (self.settings.target,), False
 
-    def fit(self, shardsets, line_shapes):
+    def fit(self, shardsets, settings):
         """Take the target's statistics from the records to train on. Raises UserError where none has it."""
         self.statistics.fit(shardsets, self.settings.target, self.settings.with_references)
 

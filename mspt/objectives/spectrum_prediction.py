@@ -77,13 +77,16 @@ class SpectrumPrediction(nn.Module):
             {name: Head(network.width, settings.hidden, GRIDS[name].length) for name in settings.spectra}
         )
 
-    def fit(self, shardsets, line_shapes):
-        """Take means and variances from the spectra to train on. Raises UserError where one is nowhere."""
+    def fit(self, shardsets, settings):
+        """Take means and variances from the spectra to train on; settings: DataSettings.
+
+        Raises UserError where a spectrum is nowhere.
+        """
         sums = {name: torch.zeros(2, GRIDS[name].length, dtype=torch.float64) for name in self.heads}
         counts = dict.fromkeys(self.heads, 0)
         for shardset in shardsets:
             seen = 0
-            for batch in broadened(shardset, line_shapes, "cpu"):
+            for batch in broadened(shardset, settings, "cpu"):
                 for name in self.heads:
                     values = transformed(batch.spectra[name][batch.present[name]]).double()
                     sums[name] += torch.stack([values.sum(0), values.square().sum(0)])
@@ -94,7 +97,8 @@ class SpectrumPrediction(nn.Module):
         for name, head in self.heads.items():
             if not counts[name]:
                 raise UserError(
-                    f"objectives.spectrum_prediction.spectra: no record to train on has {name}; leave it out"
+                    f"objectives.spectrum_prediction.spectra: no record to train on has {name}, or data.spectra "
+                    "lacks it; leave it out"
                 )
             mean, square = sums[name] / counts[name]
             variance = (square - mean.square()).mean()

@@ -84,7 +84,7 @@ class Trainer:
         if newest is None:
             if config.model.init:
                 initial_weights(self.module, config.model.init)
-            fit_statistics(self.module, self.train_sets, config.data.line_shapes)
+            fit_statistics(self.module, self.train_sets, config.data)
         self.engine = Engine(
             self.module,
             config.engine,

@@ -95,10 +95,10 @@ def check_labels(module, shardset):
             raise UserError(f"{shardset.folder}: no record has the target {name}; it has {', '.join(there) or 'none'}")
 
 
-def fit_statistics(module, shardsets, line_shapes):
+def fit_statistics(module, shardsets, settings):
     """Fit a Pretraining's statistics to what shardsets hold on one rank; all ranks call it and have them then.
 
-    Raises UserError on all ranks where a label or a spectrum to be learnt is nowhere.
+    settings: DataSettings. Raises UserError on all ranks where a label or a spectrum to be learnt is nowhere.
     """
     parts, fault = nn.ModuleList(each for each in module.objectives.values() if hasattr(each, "fit")), None
     if not len(parts):
@@ -106,7 +106,7 @@ def fit_statistics(module, shardsets, line_shapes):
     if rank_and_size()[0] == 0:
         try:
             for objective in parts:
-                objective.fit(shardsets, line_shapes)
+                objective.fit(shardsets, settings)
         except UserError as error:
             fault = str(error)
     fault, buffers = gather_objects((fault, dict(parts.named_buffers())))[0]

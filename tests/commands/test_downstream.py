@@ -156,4 +156,4 @@ def test_runs_without_what_is_asked_for(capsys, trained, data, tmp_path):
     said = refusal(
         capsys, "attention", trained, "--data", tmp_path / "bare", "--record", 0, "--out", tmp_path / "a.png"
     )
-    assert "has no spectrum to attend to" in said
+    assert "has no spectrum that the run attends to" in said

@@ -65,3 +65,4 @@ def test_means_of_scores_leave_out_what_was_not_compared():
     assert found["ir"]["molecules"] == 2 and found["ir"]["model"]["sis"] == 0.75
     assert found["raman"] == {"molecules": 0} | {who: dict.fromkeys(SCORES) for who in one}
     assert "raman" not in report(found) and "0.750" in report(found)
+    assert report({"raman": found["raman"]}) == "nothing to compare with: the set has no spectra"

@@ -9,13 +9,17 @@ from torch import nn
 from mspt.chemistry.spectra import LINE_SHAPES
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
+from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
+from mspt.data.stream import DataSettings
 from mspt.errors import UserError
 from mspt.models.encoders.torchmd_et import TINY
 from mspt.models.pretraining import NetworkSettings, Pass
 from mspt.objectives import ObjectivesSettings, Pretraining
 from tests.data.molecules import plain, write_set
 from tests.end_to_end.runs import SHARDS
+
+DATA = DataSettings(train="set", lanes=1, budget=Budget(molecules=8, atoms=100))
 
 
 def build(**settings):
@@ -48,7 +52,7 @@ def batch(made, dtype=torch.float64):
 def test_untrained_it_predicts_the_mean_with_error_1(tmp_path):
     write_set(tmp_path / "set", records(), block=3)
     module, objective = build()
-    objective.fit([ShardSet.open(tmp_path / "set")], LINE_SHAPES)
+    objective.fit([ShardSet.open(tmp_path / "set")], DATA)
     whole, generator = batch(records(), torch.float32), Keyed(0, 0)
     sums, weights = objective(Pass(module.network, whole), whole, generator), objective.weights(whole, generator)
     assert weights.tolist() == [10, 9, 10]
@@ -61,7 +65,10 @@ def test_untrained_it_predicts_the_mean_with_error_1(tmp_path):
 def test_a_spectrum_that_is_nowhere_is_named(tmp_path):
     write_set(tmp_path / "set", plain([3, 4]))
     with pytest.raises(UserError, match="no record to train on has uv_vis"):
-        build()[1].fit([ShardSet.open(tmp_path / "set")], LINE_SHAPES)
+        build()[1].fit([ShardSet.open(tmp_path / "set")], DATA)
+    write_set(tmp_path / "real", records())
+    with pytest.raises(UserError, match="no record to train on has raman, or data.spectra lacks it"):
+        build()[1].fit([ShardSet.open(tmp_path / "real")], DATA.model_copy(update={"spectra": ("uv_vis", "ir")}))
 
 
 def test_the_sum_is_that_of_each_molecule_by_itself():
