@@ -33,7 +33,8 @@ pretrain: env ## pre-train in two stages on the bundled molecules, as two proces
 # Many small pieces of work: threads would only fight over the cores.
 test: export OMP_NUM_THREADS = 1
 test: lint ## check the style and the arrows between folders, then run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/pytest tests/end_to_end  # runs of several processes, by themselves
 
 lint: env ## check the style and the arrows between folders
 	$(BIN)/ruff check
