@@ -74,6 +74,11 @@ class MoleculeBatch:
         """The molecule of each atom, int64 [n]."""
         return torch.repeat_interleave(torch.arange(len(self.keys), device=self.ptr.device), self.ptr.diff())
 
+    def sum(self, values):
+        """values [n, …] of atoms added up over each molecule's, [m, …], in at least float32."""
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return values.new_zeros(len(self.keys), *values.shape[1:]).index_add(0, self.molecule, values)
+
     def to(self, target):
         """The same on a device, or with its floating-point values of another type."""
 

@@ -26,7 +26,7 @@ def build(**changes):
 
 
 def test_parameters():
-    """The public code with its defaults has 1 898 566, for one output and 95 elements; here it is F outputs and 119."""
+    """The public code makes 1 898 566 with its defaults, one output, 95 elements; here there are F and 119."""
     model = encoders.build(spherenet.QM9)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count - (119 - 95) * 128 - 5 * 256 * (128 - 1) == 1_898_566

@@ -22,8 +22,8 @@ class EGNNSettings(Settings):
     grow with the square of its atoms. max_neighbours: nearest ones kept, where there is a cut-off.
 
     vectors: the published update of positions (eq. 4), one a channel, from the last layer's messages and along unit
-    vectors, an option of the published code: with whole offsets, far atoms drown near ones. The published QM9 model
-    moves no atoms and so has none.
+    vectors, an option of the published code: with whole offsets far atoms count most, and denoising is learnt later.
+    The published QM9 model moves no atoms and so has none.
     """
 
     name: Literal["egnn"] = "egnn"
@@ -43,7 +43,7 @@ TINY = EGNNSettings(layers=2, channels=16, cutoff=5.0)
 
 
 class EGNN(nn.Module):
-    """Parameters may be of low precision: distances, and products and sums over edges, are not.
+    """Parameters may be of low precision: distances and sums over edges are not.
 
     An atom starts from an embedding of its number. The published code maps one-hot ⊗ (Z / 9)^{0, 1, 2} of five elements
     linearly instead, which is an embedding too, with other initial values and a gradient shared between elements.

@@ -50,7 +50,7 @@ class SineBasis(NamedTuple):
 
 
 class PaiNN(nn.Module):
-    """Parameters may be of low precision: distances, and products and sums over edges, are not."""
+    """Parameters may be of low precision: distances and sums over edges are not."""
 
     def __init__(self, settings):
         super().__init__()
