@@ -23,7 +23,7 @@ from mspt.models.encoders.spherenet import SphereNet, SphereNetSettings
 
 dig = importlib.util.find_spec("dig")
 if dig is None:
-    pytest.skip("dive-into-graphs is not installed (make env)", allow_module_level=True)
+    pytest.skip("dive-into-graphs is not installed: pip install --no-deps dive-into-graphs", allow_module_level=True)
 geometric = pytest.importorskip("torch_geometric.utils", reason="torch-geometric is not installed (extra: bench)")
 pytest.importorskip("sympy")
 

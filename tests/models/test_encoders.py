@@ -13,7 +13,7 @@ from mspt.objectives import ObjectivesSettings, Pretraining
 from mspt.training.export import ENCODER, export_encoder
 
 SMALL = [settings(channels=32, layers=2) for settings, _ in encoders.ENCODERS.values()]
-BY_PATH = ("lengths.weight", "kinds.weight", "places")
+BY_PATH = ("lengths.weight", "kinds", "places")
 WITHOUT_VECTORS = encoders.EGNNSettings(channels=16, layers=2, vectors=False)
 
 

@@ -107,7 +107,7 @@ def by_atom(model, numbers, positions, neighbours, seen):
             for place in range(s.typed_bonds):
                 for kind, weight in share(i, j, place, neighbours).items():
                     divisor = min(max(hops, 1), s.typed_bonds)
-                    total = total + weight / divisor * (path.kinds.weight[kind] @ path.places[place])
+                    total = total + weight / divisor * (path.kinds[kind] @ path.places[place])
         return total
 
     def attend(layer, x, between, values_of):

@@ -199,14 +199,16 @@ class PathBias(nn.Module):
     def __init__(self, settings):
         super().__init__()
         self.lengths = nn.Embedding(settings.longest_path + 2, settings.heads)
-        self.kinds = nn.Embedding(KINDS, settings.heads)
+        # No layer of its own, which an engine that shards parameters would gather only where it is called.
+        self.kinds = nn.Parameter(torch.empty(KINDS, settings.heads))
         self.places = nn.Parameter(torch.empty(settings.typed_bonds, settings.heads, settings.heads))
-        nn.init.normal_(self.places, std=0.02)
+        for parameter in (self.kinds, self.places):
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(self, hops, shares):
         """hops [m, N, N], shares [m, N, N, typed · KINDS] (bond_paths) -> [m, N, N, H], in float32 at least."""
         wide = torch.promote_types(self.places.dtype, torch.float32)
-        maps = (self.kinds.weight.to(wide) @ self.places.to(wide)).flatten(0, 1)
+        maps = (self.kinds.to(wide) @ self.places.to(wide)).flatten(0, 1)
         return self.lengths(hops).to(wide) + shares.to(wide) @ maps
 
 
