@@ -95,7 +95,7 @@ def predicted_by_emgp(module, batch, generator):
     ("name", "settings", "steps", "predicted"),
     [
         ("coord", {"sigma": SIGMA}, 300, predicted_by_coord),
-        ("emgp", {"levels": LEVELS.model_dump()}, 300, predicted_by_emgp),
+        ("emgp", {"levels": LEVELS.model_dump()}, 200, predicted_by_emgp),
     ],
 )
 def test_forces_of_springs(name, settings, steps, predicted):
