@@ -44,6 +44,22 @@ def test_pretrain_refuses(capsys, tmp_path, override, expected):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["objectives.property=null"], "set objectives.property or .forces"),
+        (["objectives.property.target=gapp"], "no record to train on has the target gapp; targets there: alpha, cv"),
+        (["data.split.train=30000"], "data.split takes 30000 and 1000 records"),
+        (["data.limit=16001"], "data.limit is 16001, but there are 16000 records to train on"),
+    ],
+)
+def test_what_fine_tuning_lacks_is_named(capsys, tmp_path, overrides, expected):
+    arguments = ["finetune", "--config", str(ROOT / "configs" / "quickstart-finetune.yaml"), f"run.dir={tmp_path}/run"]
+    data = f"data.train={ROOT}/shards/bundled/qm9-geometries/train"
+    assert expected in refusal(capsys, cli.main, [*arguments, data, "model.init=null", *overrides])
+    assert not (tmp_path / "run").exists()
+
+
 def test_export_without_a_run(capsys, tmp_path):
     assert "no checkpoint" in refusal(capsys, cli.main, ["checkpoint", "export", str(tmp_path), str(tmp_path / "out")])
 
@@ -101,7 +117,7 @@ def test_a_run_from_start_to_export(tmp_path):
     """One process, with evaluation: the files and the numbers that the README promises."""
     run(tmp_path / "run", 1, 2, f"data.heldout={SHARDS}", "engine.ema_decay=0.9")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_mse", "masked_mse"):
+    for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_coord", "masked_mse"):
         assert summary["heldout"][name] > 0
     assert summary["heldout"]["masked_mse_baseline"] > 0
     assert summary["train"]["molecules_per_second"] > 0

@@ -1,6 +1,6 @@
 """Molecules of a micro-batch, end to end.
 
-Legend: m molecules, n atoms, L points of a spectrum's grid, t lines.
+Legend: m molecules, n atoms, b bonds, L points of a spectrum's grid, t lines.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mspt.chemistry.spectra import GRIDS, broaden
+from mspt.chemistry.spectra import GRIDS, SPECTRA, broaden
 from mspt.data import block as blocks
 
 
@@ -21,6 +21,16 @@ class Lines(NamedTuple):
     positions: Tensor
     strengths: Tensor
     ptr: Tensor
+
+
+class Bonds(NamedTuple):
+    """Bonds of all molecules, each once: pairs int64 [b, 2] of atoms of the batch, types int64 [b] (1 single, 2 double,
+    3 triple, 4 aromatic, 0 other), in the order of the molecules. known bool [m]: whether a molecule's are listed.
+    """
+
+    pairs: Tensor
+    types: Tensor
+    known: Tensor
 
 
 class Keys(Sequence):
@@ -42,8 +52,8 @@ class MoleculeBatch:
     """keys: m strings. records: int64 [m], what random numbers are keyed by. numbers: int64 [n]. positions: [n, 3] Å.
     ptr: int64 [m + 1]. spectra: name -> [m, L], zeros where absent; float16 where that is how they are stored, until
     they are broadened. present: name -> bool [m]. lines: name -> Lines not broadened yet. targets: name -> float64 [m],
-    NaN where missing. forces: [n, 3] eV/Å, NaN where missing, or None. missing: how many more records the batch should
-    hold, whose blocks are damaged.
+    NaN where missing. forces: [n, 3] eV/Å, NaN where missing, or None. bonds: None where no block has any. missing: how
+    many more records the batch should hold, whose blocks are damaged.
     """
 
     keys: Keys
@@ -56,12 +66,18 @@ class MoleculeBatch:
     lines: dict = field(default_factory=dict)
     targets: dict = field(default_factory=dict)
     forces: Tensor | None = None
+    bonds: Bonds | None = None
     missing: int = 0
 
     @property
     def molecule(self):
         """The molecule of each atom, int64 [n]."""
         return torch.repeat_interleave(torch.arange(len(self.keys), device=self.ptr.device), self.ptr.diff())
+
+    def sum(self, values):
+        """values [n, …] of atoms added up over each molecule's, [m, …], in at least float32."""
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return values.new_zeros(len(self.keys), *values.shape[1:]).index_add(0, self.molecule, values)
 
     def to(self, target):
         """The same on a device, or with its floating-point values of another type."""
@@ -72,14 +88,21 @@ class MoleculeBatch:
                 return value if skip else value.to(target)
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
-            return Lines(*map(moved, value)) if isinstance(value, Lines) else value
+            return type(value)(*map(moved, value)) if isinstance(value, (Lines, Bonds)) else value
 
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
-    def broadened(self, line_shapes):
-        """The same with every spectrum as values: lines become bands of line_shapes (name -> LineShape)."""
-        spectra = {}
+    def broadened(self, line_shapes, names=SPECTRA):
+        """The same with every spectrum as values: lines become bands of line_shapes (name -> LineShape).
+
+        A spectrum that is not among names counts as missing.
+        """
+        spectra, present = {}, dict(self.present)
         for name, grid in GRIDS.items():
+            if name not in names:
+                spectra[name] = self.positions.new_zeros(len(self.keys), grid.length)
+                present[name] = torch.zeros_like(present[name])
+                continue
             values = self.spectra.get(name)
             if values is None:
                 values = self.positions.new_zeros(len(self.keys), grid.length)
@@ -87,7 +110,7 @@ class MoleculeBatch:
             if name in self.lines:
                 values = values + broaden(*self.lines[name], grid, line_shapes[name]).to(values.dtype)
             spectra[name] = values
-        return replace(self, spectra=spectra, lines={})
+        return replace(self, spectra=spectra, present=present, lines={})
 
     @classmethod
     def empty(cls):
@@ -105,7 +128,7 @@ class MoleculeBatch:
     def from_blocks(cls, pieces, order=None):
         """Rows of decoded blocks: pieces of (block, rows [k]); order [m] rearranges their concatenation.
 
-        All targets that the blocks have come with them, and forces where a block has any.
+        All targets that the blocks have come with them, and forces and bonds where a block has any.
         """
         if not pieces:
             return cls.empty()
@@ -139,6 +162,7 @@ class MoleculeBatch:
                 for name in sorted(names)
             },
             forces=torch.from_numpy(joined.forces()) if any("forces" in block for block, _ in pieces) else None,
+            bonds=joined.bonds(counts) if any("bonds" in block for block, _ in pieces) else None,
         )
 
     @classmethod
@@ -181,6 +205,16 @@ class _Pieces:
             for block, rows in self.pieces
         ]
         return _Pieces(filled, self.order).ragged("forces", "ptr")[0]
+
+    def bonds(self, atoms):
+        """The Bonds of molecules of atoms [m]. Raises DamagedBlock where one is between atoms that are not there."""
+        pairs, counts = self.ragged("bonds", "bonds_ptr")
+        if not blocks.within(pairs, np.repeat(atoms, counts)):
+            raise blocks.DamagedBlock("bonds: an atom index is outside its molecule")
+        pairs = pairs + np.repeat(np.cumsum(atoms) - atoms, counts)[:, None]
+        types = self.ragged("bond_types", "bonds_ptr")[0].astype(np.int64)
+        known = self.rows("bonds_known", 0, np.uint8) != 0
+        return Bonds(*map(torch.from_numpy, (pairs, types, known)))
 
     def values(self, name, length):
         """A spectrum's values [m, L], zeros for records that have none; float16 where all have that."""

@@ -8,7 +8,7 @@ Names in a block of m records with n atoms in all:
     charge [m], provenance [m]                         index into the metadata's table of sources and methods
     targets/NAME [m]                                   float64, NaN where missing
     forces [n, 3]                                      NaN where missing; absent if no record has them
-    bonds [b, 2], bond_types [b], bonds_ptr [m + 1]    absent if no record has them
+    bonds [b, 2], bond_types [b], bonds_ptr [m + 1]    indices within the record; absent if no record has them
     bonds_known [m]                                    0 where a record has no list of bonds; absent with them
     spectra/NAME/kind [m]                              0 missing, 1 values, 2 lines; absent if no record has it
     spectra/NAME/values [v, L]                         of the records of kind 1, in order; float16 or float32
@@ -189,10 +189,17 @@ def check(block):
             raise DamagedBlock(f"{name} is there without {rows}")
         if array.dtype != kind or array.shape != (lengths[rows], *row):
             raise _unlike(name, array, kind, (lengths[rows], *row))
+    if "bonds" in block and not within(block["bonds"], np.repeat(np.diff(block["ptr"]), np.diff(block["bonds_ptr"]))):
+        raise DamagedBlock("bonds: an atom index is outside its molecule")
     for name, grid in GRIDS.items():
         _check_spectra(block, f"spectra/{name}", grid.length)
     for name in ("keys", "smiles"):
         _check_texts(name, block[name], block[f"{name}_ptr"])
+
+
+def within(pairs, counts):
+    """Whether pairs [b, 2] number atoms of molecules of counts [b]."""
+    return not np.count_nonzero((pairs < 0) | (pairs >= counts[:, None]))
 
 
 def _unlike(name, array, kind, shape):

@@ -234,6 +234,29 @@ int64_t words(const int64_t *table, int64_t columns, int64_t index, const int32_
     return 0;
 }
 
+// Bonds of all records end to end: pairs [b, 2] of atoms of the batch, types [b] and known [m]; after ragged_offsets has
+// found their rows right. at [4]: the columns bonds_ptr, bonds, bond_types, bonds_known. atoms [m + 1]: ptr of the batch.
+// A block without them gives none. 0, or BROKEN where an atom is not one of its molecule's.
+int64_t bonds(const int64_t *table, int64_t columns, const int64_t *at, const int32_t *slots, const int32_t *rows,
+              int64_t m, const int64_t *atoms, int64_t *pairs, int64_t *types, uint8_t *known) {
+    for (int64_t i = 0; i < m; ++i) {
+        const Column *own = reinterpret_cast<const Column *>(table) + slots[i] * columns;
+        known[i] = 0;
+        if (!own[at[0]].address) continue;
+        known[i] = own[at[3]].at<uint8_t>()[rows[i]] != 0;
+        const int64_t begin = own[at[0]].at<int64_t>()[rows[i]], end = own[at[0]].at<int64_t>()[rows[i] + 1];
+        const int64_t first = atoms[i], count = atoms[i + 1] - first;
+        const int16_t *pair = own[at[1]].at<int16_t>() + 2 * begin;
+        for (int64_t k = 0; k < 2 * (end - begin); ++k) {
+            if (pair[k] < 0 || pair[k] >= count) return BROKEN;
+            *pairs++ = first + pair[k];
+        }
+        const uint8_t *type = own[at[2]].at<uint8_t>() + begin;
+        for (int64_t k = 0; k < end - begin; ++k) *types++ = type[k];
+    }
+    return 0;
+}
+
 // The kind of each record's spectrum (0 where a block has none) and, of those that are values, which row of the
 // block's values it is; -1 for the others. lines: the column that a block with lines has. The number of records with values, or BROKEN.
 int64_t spectrum_rows(const int64_t *table, int64_t columns, int64_t kind, int64_t values, int64_t lines,

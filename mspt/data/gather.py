@@ -16,7 +16,7 @@ import torch
 from mspt import native
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
-from mspt.data.batch import Keys, Lines, MoleculeBatch
+from mspt.data.batch import Bonds, Keys, Lines, MoleculeBatch
 
 log = logging.getLogger("mspt")
 KEY_BYTES = 32  # room for a key; longer ones cost a second look
@@ -38,6 +38,10 @@ def _rules():
         "keys_ptr": (["I64"], 1, "ptr", REQUIRED),
         "keys": (["U8"], 1, None, REQUIRED),
         "words": (["I64"], 1, None, REQUIRED),
+        "bonds_ptr": (["I64"], 1, "ptr", None),
+        "bonds": (["I16"], 2, None, "bonds_ptr"),
+        "bond_types": (["U8"], 1, "bonds", "bonds_ptr"),
+        "bonds_known": (["U8"], 1, "words", "bonds_ptr"),
     }
     for name, grid in GRIDS.items():
         at = f"spectra/{name}/"
@@ -58,6 +62,7 @@ FUNCTIONS = {
     "ragged_offsets": 8,
     "ragged_values": 9,
     "words": 8,
+    "bonds": 10,
     "spectrum_rows": 10,
     "spectrum_values": 8,
     "shuffle": 5,
@@ -99,6 +104,7 @@ class Held:
         every = [self.at[name] for name in ("ptr", "numbers", "positions", "keys_ptr", "keys", "words")]
         self.places = np.array(every)
         self.every = self.places.ctypes.data
+        self.bond_places = np.array([self.at[name] for name in ("bonds_ptr", "bonds", "bond_types", "bonds_known")])
         self.wanted = (self.names.ctypes.data, len(self.rules), self.rules.ctypes.data)
         self.library = library()
         self.held, self.free = {}, []
@@ -210,6 +216,7 @@ class _Gathering:
             lines=lines,
             targets={name: self.target(f"targets/{name}") for name in self.held.targets},
             forces=self.values("ptr", "forces", torch.empty(n, 3)) if forced.all() else None,
+            bonds=self.bonds(ptr) if self.there[self.at["bonds_ptr"]] else None,
         )
 
     def checked(self, result):
@@ -232,6 +239,18 @@ class _Gathering:
         out = torch.empty(self.m, dtype=torch.float64)
         self.checked(self.library.words(*self.table, self.at[name], *self.which, NAN, out.data_ptr()))
         return out
+
+    def bonds(self, ptr):
+        """The Bonds of molecules whose atoms ptr [m + 1] tells; None where none of these blocks has any."""
+        if not self.held.table[self.slots, self.at["bonds_ptr"], 0].any():
+            return None
+        total = self.offsets("bonds_ptr", "bonds")[1]
+        pairs, types = torch.empty(total, 2, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
+        known = torch.empty(self.m, dtype=torch.bool)
+        out = (pairs.data_ptr(), types.data_ptr(), known.data_ptr())
+        places = self.held.bond_places.ctypes.data
+        self.checked(self.library.bonds(*self.table, places, *self.which, ptr.data_ptr(), *out))
+        return Bonds(pairs, types, known)
 
     def spectrum_rows(self, at):
         kinds, own = torch.empty(self.m, dtype=torch.uint8), torch.empty(self.m, dtype=torch.int64)

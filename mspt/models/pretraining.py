@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mspt.models import encoders
+from mspt.models.heads import forces
 from mspt.models.specformer import SpecFormer, SpecFormerSettings
 from mspt.settings import Settings
 
@@ -31,26 +32,59 @@ class Network(nn.Module):
         self.specformer = SpecFormer(settings.specformer, self.width) if settings.specformer else None
 
 
-class Pass:
-    """One pass of the network over one micro-batch: features are computed once, whoever asks first.
+class View:
+    """A micro-batch's structures at some positions [n, 3]: features are computed once, whoever asks first.
 
-    batch: a broadened MoleculeBatch, clean. positions [n, 3] and patches (name -> [m, N, P]) are what the network
-    gets to see: the objectives' `corrupt` sets noise and masks on them before any feature is computed. masked
-    (name -> bool [m, N]) says which patches are hidden.
+    batch: a broadened MoleculeBatch, clean. differentiable: forces are to be taken, so that features keep their graph
+    down to the positions, in evaluation too. modes [m]: by what an encoder that sees bonds sees each molecule; None: by
+    all there is.
+    """
+
+    def __init__(self, network, batch, positions, differentiable=False, modes=None):
+        self.network, self.batch, self.modes = network, batch, modes
+        self.positions = positions.detach().requires_grad_() if differentiable else positions
+
+    @cached_property
+    def structure(self):
+        """The encoder's scalars [n, F] and vectors [n, 3, F] or None."""
+        encoder, batch = self.network.encoder, self.batch
+        more = encoders.beside(encoder, batch.bonds, self.modes)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.positions.requires_grad):
+            return encoder(batch.numbers, self.positions, batch.ptr, **more)
+
+    @cached_property
+    def molecules(self):
+        """Molecule vectors [m, F]: the sum over atoms of the encoder's scalars, in at least float32."""
+        return self.batch.sum(self.structure[0])
+
+    def energies_and_forces(self, head):
+        """Energies [m], the sum over atoms of head(scalars) [n], and forces [n, 3] of a differentiable view.
+
+        Where gradients are on, the forces have a graph of their own to be trained through.
+        """
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            energies = self.batch.sum(head(self.structure[0]))
+            return energies, forces(energies, self.positions, create_graph)
+
+
+class Pass(View):
+    """One pass of the network over one micro-batch.
+
+    positions [n, 3] and patches (name -> [m, N, P]) are what the network gets to see: the objectives' `corrupt` sets
+    noise and masks on them before any feature is computed. masked (name -> bool [m, N]) says which patches are hidden.
     """
 
     def __init__(self, network, batch):
-        self.network, self.batch = network, batch
-        self.positions = batch.positions
+        super().__init__(network, batch, batch.positions)
         self.patches = {}
         self.masked = {}
         if network.specformer is not None:
             self.patches = network.specformer.patches(batch.spectra)
 
-    @cached_property
-    def structure(self):
-        """The encoder's scalars [n, F] and vectors [n, 3, F] or None of the corrupted structure."""
-        return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
+    def view(self, positions, differentiable=False):
+        """The same structures at other positions, for an objective that compares them."""
+        return View(self.network, self.batch, positions, differentiable, self.modes)
 
     @cached_property
     def spectrum(self):
@@ -61,13 +95,6 @@ class Pass:
     def reconstruction(self):
         """What the SpecFormer makes of every patch: name -> [m, N, P]."""
         return self.network.specformer.reconstruct(self.spectrum[0])
-
-    @cached_property
-    def molecules(self):
-        """Molecule vectors [m, F]: the sum over atoms of the encoder's scalars, in at least float32."""
-        scalars = self.structure[0]
-        scalars = scalars.to(torch.promote_types(scalars.dtype, torch.float32))
-        return scalars.new_zeros(len(self.batch.keys), scalars.shape[1]).index_add(0, self.batch.molecule, scalars)
 
     def anchor(self):
         """Zero, with a gradient path to every output: a parameter without a gradient would stall the other ranks."""

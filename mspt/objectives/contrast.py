@@ -86,11 +86,10 @@ class Contrast(nn.Module):
     Sum: over pairs. Weight: the number of pairs.
     """
 
-    terms = ("contrast",)
-
     def __init__(self, settings, network):
         super().__init__()
         self.settings = settings
+        self.terms = {"contrast": 1.0}
 
     def embeddings(self, model, batch):
         """Unit vectors of the pairs: molecules [p, F], spectra [p, F]."""

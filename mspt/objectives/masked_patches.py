@@ -28,11 +28,10 @@ class MaskedPatches(nn.Module):
     number.
     """
 
-    terms = tuple(f"masked_{name}" for name in SPECTRA)
-
     def __init__(self, settings, network):
         super().__init__()
         self.settings = settings
+        self.terms = {f"masked_{name}": 1.0 for name in SPECTRA}
         self.lengths = dict(network.specformer.patch_counts)
 
     def masks(self, batch, generator):

@@ -53,7 +53,19 @@ def painn(settings):
     return 15 * layers * channels**2, per_edge
 
 
-ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn}
+def transformer_m(settings):
+    """Multiply-adds of the forward pass: per atom, per ordered pair of atoms; neither padding nor the token counts.
+
+    An atom and layer: 4 F² for the attention's maps and 2 F times the inner width; 3 F² for the head, K F for the sum
+    of its K functions. A pair: K² + K H for its bias; 2 F a layer for score and value, 4 F for the head.
+    """
+    channels, layers, functions = settings.channels, settings.layers, settings.gaussians
+    per_atom = layers * (4 * channels**2 + 2 * channels * settings.feed_forward) + 3 * channels**2
+    return per_atom + functions * channels, functions * (functions + settings.heads) + (2 * layers + 4) * channels
+
+
+# SphereNet's triplets are not counted: a run of it does not say its utilisation.
+ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn, "transformer_m": transformer_m}
 
 
 def specformer(settings, width):
@@ -75,16 +87,37 @@ def vector_head(channels):
     return block(channels, channels // 2) + block(channels // 2, 1)
 
 
+def spectrum_heads(settings, channels):
+    """Multiply-adds of the forward pass per molecule with all the spectra that are predicted."""
+    points = sum(GRIDS[name].length for name in settings.spectra)
+    return len(settings.spectra) * (channels + settings.hidden) * settings.hidden + settings.hidden * points
+
+
+def pair_scores(channels, molecules, atoms):
+    """Multiply-adds of SE(3)-DDM's two heads over all pairs of atoms, of molecules of one size."""
+    pairs = atoms * (atoms / max(molecules, 1) - 1) / 2
+    return 2 * pairs * (2 * channels + channels * (channels + 1) + channels * channels // 2)
+
+
 def training_step(model, objectives, molecules, atoms, edges):
     """Floating-point operations of a training step over m molecules with n atoms and e edges, as `edges` counts them.
 
     model: NetworkSettings, objectives: ObjectivesSettings, the encoder one of ENCODERS.
     """
     per_atom, per_edge = ENCODERS[model.encoder.name](model.encoder)
-    if objectives.coord is not None:
-        per_atom += vector_head(model.encoder.channels)
+    passes, heads, channels = 1, 0, model.encoder.channels
+    vectors = [objectives.coord, objectives.frad, objectives.property, objectives.forces]
+    heads += sum(each is not None for each in vectors) * atoms * vector_head(channels)
+    if objectives.se3_ddm is not None:
+        passes, heads = 2, heads + pair_scores(channels, molecules, atoms)
+    if objectives.emgp is not None or objectives.forces is not None:
+        # Of EMGP's two structures the noisy one counts twice: forward, the gradient to its positions, and backward
+        # through both. Forces are a backward pass of their own, and training goes back through it as well.
+        passes = 3
     per_molecule = specformer(model.specformer, model.encoder.channels) if model.specformer is not None else 0
-    return 2 * 3 * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
+    if objectives.spectrum_prediction is not None:
+        per_molecule += spectrum_heads(objectives.spectrum_prediction, channels)
+    return 2 * 3 * (molecules * per_molecule + passes * (atoms * per_atom + edges * per_edge) + heads)
 
 
 def edges(batch, settings):

@@ -21,10 +21,18 @@ from tests.data.molecules import plain, record, spectrum
 KINDS = ("missing", "values16", "values32", "lines", "no_lines")
 
 
-def mixed(count, seed=0):
-    """Records of every kind of spectrum; only every third has a target."""
+def bonded(one, seed=0):
+    """The same record with a list of bonds, which may be empty."""
     rng = np.random.default_rng(seed)
-    return [
+    count = int(rng.integers(0, 2 * len(one.numbers)))
+    pairs = rng.integers(0, len(one.numbers), (count, 2)).astype(np.int16)
+    return replace(one, bonds=pairs, bond_types=rng.integers(0, 5, count).astype(np.uint8))
+
+
+def mixed(count, seed=0):
+    """Records of every kind of spectrum; only every third has a target, and bonds are known of two in three."""
+    rng = np.random.default_rng(seed)
+    made = [
         record(
             f"mix-{seed}-{i}",
             int(rng.integers(1, 8)),
@@ -38,6 +46,7 @@ def mixed(count, seed=0):
         )
         for i in range(count)
     ]
+    return [bonded(one, i) if i % 3 else one for i, one in enumerate(made)]
 
 
 def assert_holds(batch, records):
@@ -69,6 +78,17 @@ def assert_holds(batch, records):
     for name in {name for r in records for name in r.targets}:
         expected = [r.targets.get(name, np.nan) for r in records]
         np.testing.assert_array_equal(batch.targets[name], np.array(expected))
+    known = [r.bonds is not None for r in records]
+    if batch.bonds is None:
+        assert not any(known)
+    else:
+        first = batch.ptr.tolist()
+        listed = [(first[i] + r.bonds, r.bond_types) for i, r in enumerate(records) if known[i]]
+        assert batch.bonds.known.tolist() == known
+        assert batch.bonds.pairs.tolist() == [pair for pairs, _ in listed for pair in pairs.tolist()]
+        assert batch.bonds.types.tolist() == [kind for _, kinds in listed for kind in kinds.tolist()]
+        assert [part.dtype for part in batch.bonds] == [torch.int64, torch.int64, torch.bool]
+        assert batch.bonds.pairs.shape == (len(batch.bonds.types), 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -120,6 +140,7 @@ def test_compiled_and_numpy_put_the_same_batch_together(sizes, data):
             np.testing.assert_array_equal(batch.forces, np.concatenate(expected))
     assert {name: s.dtype for name, s in one.spectra.items()} == {name: s.dtype for name, s in other.spectra.items()}
     assert one.lines.keys() == other.lines.keys()
+    assert (one.bonds is None) == (other.bonds is None)
     without, _ = gathered(parts, chosen)
     assert without.targets == {} and without.forces is None
 
@@ -144,6 +165,20 @@ def test_a_block_whose_ptr_leaves_its_values_is_damaged():
             held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32), 5)
 
 
+@pytest.mark.parametrize("atom", [-1, 2])
+def test_a_bond_to_an_atom_of_another_molecule_is_damage(atom):
+    """Whichever way the batch is put together: a list that leaves its molecule would join two."""
+    parts = [bonded(one, 3) for one in plain([2, 3])]
+    parts[0] = replace(parts[0], bonds=np.array([[0, atom]], np.int16), bond_types=np.ones(1, np.uint8))
+    data = np.frombuffer(blocks.encode(parts), np.uint8)
+    for compiled in (True, False):
+        held = Held()
+        held.library = held.library if compiled else None
+        slot = held.put(data)
+        with pytest.raises(blocks.DamagedBlock, match="bonds: an atom index is outside its molecule"):
+            held.batch(np.array([slot, slot], np.int32), np.array([0, 1], np.int32), 5)
+
+
 def test_broadened_holds_every_spectrum_as_values():
     records = mixed(12)
     batch = MoleculeBatch.from_records(records).broadened(LINE_SHAPES)
@@ -161,6 +196,17 @@ def test_broadened_holds_every_spectrum_as_values():
             torch.testing.assert_close(batch.spectra[name][i], expected)
     again = batch.broadened(LINE_SHAPES)
     assert all(torch.equal(again.spectra[name], batch.spectra[name]) for name in GRIDS)
+
+
+def test_a_spectrum_that_is_not_used_counts_as_missing():
+    whole = MoleculeBatch.from_records(mixed(12))
+    batch, full = whole.broadened(LINE_SHAPES, ("ir", "raman")), whole.broadened(LINE_SHAPES)
+    assert full.present["uv_vis"].any() and not batch.present["uv_vis"].any()
+    assert batch.spectra["uv_vis"].shape == full.spectra["uv_vis"].shape and not batch.spectra["uv_vis"].any()
+    for name in ("ir", "raman"):
+        assert torch.equal(batch.present[name], full.present[name])
+        assert torch.equal(batch.spectra[name], full.spectra[name])
+    assert whole.present["uv_vis"].any()
 
 
 @pytest.mark.parametrize("batch", [MoleculeBatch.empty(), MoleculeBatch.from_records([])])
@@ -185,8 +231,9 @@ def test_to_moves_every_tensor_and_casts_only_floating_point():
     assert {lines.positions.dtype for lines in double.lines.values()} == {torch.float64}
     assert {lines.ptr.dtype for lines in double.lines.values()} == {torch.int64}
     assert {present.dtype for present in double.present.values()} == {torch.bool}
+    assert [part.dtype for part in double.bonds] == [torch.int64, torch.int64, torch.bool]
     away = batch.to("meta")
     tensors = [away.records, away.numbers, away.positions, away.ptr, *away.spectra.values(), *away.present.values()]
-    tensors += [*away.targets.values(), *(part for lines in away.lines.values() for part in lines)]
+    tensors += [*away.targets.values(), *away.bonds, *(part for lines in away.lines.values() for part in lines)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert list(away.keys) == list(batch.keys)

@@ -193,6 +193,7 @@ def test_any_ptr(name, values):
         (lambda a: a.pop("spectra/ir/ptr"), "spectra/ir/positions is there without spectra/ir/ptr"),
         (lambda a: a.pop("words"), "words is missing"),
         (lambda a: a.pop("bonds_known"), "bonds_known is missing"),
+        (lambda a: a["bonds"].__setitem__(1, 4), "bonds: an atom index is outside its molecule"),
         (lambda a: a.update(charge=a["charge"][:-1]), r"charge: int8 \(3,\) where int8 \(4,\) is needed"),
         (lambda a: a.update(positions=a["positions"].astype("f8")), r"positions: float64 \(10, 3\) where float32"),
         (lambda a: a.update({"targets/gap": a["targets/gap"][1:]}), r"targets/gap: float64 \(3,\) where"),

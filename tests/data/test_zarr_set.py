@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from mspt.data import keyed, opening, zarr_arrays, zarr_set
-from mspt.data.batch import Keys, Lines, MoleculeBatch
+from mspt.data.batch import Bonds, Keys, Lines, MoleculeBatch
 from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
 from mspt.data.zarr_set import ZarrSet
@@ -46,7 +46,7 @@ def _assert_equal(one, other, name):
         assert one.keys() == other.keys(), name
         for key, value in one.items():
             _assert_equal(value, other[key], f"{name}.{key}")
-    elif isinstance(one, Lines):
+    elif isinstance(one, (Lines, Bonds)):
         for part, like in zip(one, other, strict=True):
             _assert_equal(part, like, name)
     else:
