@@ -103,7 +103,6 @@ def test_forces_of_springs(name, settings, steps, predicted):
     batch = samples(256, steps)
     noisy, found = predicted(module, batch, Keyed(0, steps))
     expected = force(noisy)
-    print("SIM", similarity(found, expected))
     assert similarity(found, expected) > 0.95
     # Neither what was added nor the way back to the equilibrium is the answer.
     assert similarity(batch.positions - noisy, expected) < 0.9
@@ -129,6 +128,5 @@ def test_scores_of_distances():
         scalars = model.structure[0]
         found = objective.forth(scalars[pair[0]] + scalars[pair[1]], noisy)
     expected = -(noisy - distances(batch.positions)) / (2 * tau**2 + 0.1**2)
-    print("SIM", similarity(found, expected))
     assert similarity(found, expected) > 0.95
     assert similarity(noisy.mean() - noisy, expected) < 0.9
