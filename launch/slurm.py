@@ -49,16 +49,24 @@ def stages(options):
     chain, before = [], None
     for path in options.config:
         overrides = options.overrides + [f"model.init={before}"] * (before is not None)
-        task = _run(path, overrides)
+        task = _run(path, overrides, options)
         chain.append([task])
         before = task.makes
     _check_apart(chain)
     return chain
 
 
-def _run(path, overrides):
+def _run(path, overrides, options):
     """A Task that trains. Raises UserError here for a configuration that the job would refuse hours later."""
-    return Task(pretrain(path, overrides), Path(config.load(path, overrides).run.dir))
+    loaded, ranks = config.load(path, overrides), options.nodes * _tasks_per_node(options)
+    loaded.data.check_ranks(ranks)
+    if loaded.run.grace is None:  # a run that knows how long it has leaves out a save that would be cut off
+        overrides = [*overrides, f"run.grace={options.grace}"]
+    return Task(pretrain(path, overrides), Path(loaded.run.dir))
+
+
+def _tasks_per_node(options):
+    return options.tasks_per_node or options.gpus_per_node or 1
 
 
 def _array(options):
@@ -67,12 +75,12 @@ def _array(options):
     if not values:
         raise UserError(f"--array is {options.array!r}; give a key and its values, such as seed=0,1,2")
     if key == "config":
-        runs = [_run(path, options.overrides) for path in values.split(",")]
+        runs = [_run(path, options.overrides, options) for path in values.split(",")]
     else:
         (path,) = options.config
         folder = config.load(path, options.overrides).run.dir
         runs = [
-            _run(path, [*options.overrides, f"{key}={value}", f"run.dir={folder}/{key}-{value}"])
+            _run(path, [*options.overrides, f"{key}={value}", f"run.dir={folder}/{key}-{value}"], options)
             for value in values.split(",")
         ]
     _check_apart([runs])
@@ -110,7 +118,7 @@ def executor(options, after):
         srun.append(f"--cpus-per-task={options.cpus_per_task}")  # since 22.05 it is not taken from the job
     made.update_parameters(
         **{name: getattr(options, name) for name in PASSED_ON},
-        ntasks_per_node=options.tasks_per_node or options.gpus_per_node or 1,
+        ntasks_per_node=_tasks_per_node(options),
         wckey=None,
         stderr_to_stdout=True,
         setup=setup,

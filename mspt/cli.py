@@ -1,4 +1,5 @@
-"""The command line: mspt pretrain | data | embed | checkpoint | doctor.
+"""The command line: mspt pretrain | finetune | reproduce | data | checkpoint | doctor, and what is done with a trained
+network.
 
 Exit codes: 0 done; 2 something that the user can fix, said in one line; 75 a signal ended the run, the same command
 goes on; 69 a rank hung, the same command may be started again; 1 anything else.
@@ -8,10 +9,12 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import traceback
 from pathlib import Path
 
+from mspt.commands import downstream
 from mspt.errors import UserError
 from mspt.training import interruption
 
@@ -20,10 +23,46 @@ def pretrain(options):
     """Train by a configuration, or go on where its run folder stands."""
     with interruption.listening():
         from mspt import config
-        from mspt.training import trainer
+
+        _train(config.load(options.config, options.overrides))
+
+
+def finetune(options):
+    """Learn a property or forces from labels, and go on as pretrain does."""
+    with interruption.listening():
+        from mspt import config
 
         loaded = config.load(options.config, options.overrides)
-        trainer.pretrain(loaded, config.dump(loaded))
+        if loaded.objectives.property is None and loaded.objectives.forces is None:
+            raise UserError(f"{options.config}: nothing to learn from labels; set objectives.property or .forces")
+        _train(loaded)
+
+
+def _train(loaded):
+    from mspt import config
+    from mspt.training import trainer
+
+    trainer.pretrain(loaded, config.dump(loaded))
+
+
+def evaluate(options):
+    """Measure fine-tuned models on what their runs hold out, or on a set, and the spread over several of them."""
+    from mspt.training import scores
+
+    found = {folder: scores.score(folder, options.data) for folder in options.runs}
+    if options.json:
+        print(json.dumps({"runs": found, "spread": scores.spread(found)}, indent=1, ensure_ascii=False))
+    else:
+        print(scores.table(found))
+
+
+def predict(options):
+    """Write what a fine-tuned model predicts for the molecules of a set, as a CSV or with forces as extended XYZ."""
+    from mspt.downstream import predictor
+
+    count, units = predictor.predict(options.run, options.data, options.out, options.budget_atoms)
+    said = ", ".join(f"{name} in {unit}" for name, unit in units.items())
+    print(f"wrote {count} predictions to {options.out}: {said}")
 
 
 def info(options):
@@ -51,8 +90,7 @@ def plot(options):
     """Draw one record of a shard set, or without one the set as a whole."""
     from mspt.data import look, plot
 
-    if options.out.suffix != ".png":
-        raise UserError(f"--out is {options.out}; the picture is a PNG: give a name that ends with .png")
+    plot.check_png(options.out)
     shardset = look.open_one(options.folder)
     if options.record is None:
         figure = plot.overview(shardset)
@@ -92,6 +130,23 @@ def import_encoder(options):
     print(f"wrote {export.import_torchmd_net(options.file, options.out)}")
 
 
+def reproduce(options):
+    """Run the rows of a paper's table that are not run yet, and print it beside the published numbers."""
+    from mspt import reproduce
+
+    only = {name: getattr(options, name) for name in ("rows", "targets", "labels", "seeds")}
+    out = options.out or Path("runs") / f"{options.table}-{options.scale}"
+    plan = reproduce.Plan(Path("configs") / f"{options.table}.yaml", options.scale, options.data, out, only)
+    if options.dry_run:
+        print("\n".join(shlex.join(run.command(options.processes)) for run in plan.runs if not run.done))
+        return
+    failed = {} if options.show else plan.perform(options.jobs, options.processes)
+    print(plan.text())
+    print(f"\nnumbers: {plan.save()}")
+    if failed:
+        raise UserError("; ".join(f"{folder}: {why}" for folder, why in failed.items()))
+
+
 def doctor(options):
     """Say which kernels run on this machine, and why."""
     import torch
@@ -103,6 +158,14 @@ def doctor(options):
     print("\n".join(selection.report()))
 
 
+def _list(text):
+    return tuple(text.split(","))
+
+
+def _numbers(text):
+    return tuple(map(int, text.split(",")))
+
+
 def build_parser():
     parser = argparse.ArgumentParser(
         prog="mspt", description="Pre-train 3D molecular encoders on conformers and spectra."
@@ -112,6 +175,23 @@ def build_parser():
     command.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=50 run.dir=runs/try")
     command.set_defaults(run_command=pretrain)
+    tuning = commands.add_parser("finetune", help=finetune.__doc__)
+    tuning.add_argument("--config", required=True, help="a YAML file, such as configs/quickstart-finetune.yaml")
+    tuning.add_argument("overrides", nargs="*", metavar="key=value", help="such as objectives.property.target=gap")
+    tuning.set_defaults(run_command=finetune)
+    scoring = commands.add_parser("evaluate", help=evaluate.__doc__)
+    scoring.add_argument("runs", nargs="+", metavar="RUN", help="a run folder of mspt finetune, or the model/ in it")
+    scoring.add_argument("--data", help="a shard set with labels (default: what the run's configuration holds out)")
+    scoring.add_argument("--json", action="store_true", help="the same as JSON")
+    scoring.set_defaults(run_command=evaluate)
+    prediction = commands.add_parser("predict", help=predict.__doc__)
+    prediction.add_argument("run", help="a run folder of mspt finetune, or the model/ in it")
+    prediction.add_argument("--data", required=True, help="a shard set or its Zarr twin")
+    prediction.add_argument("--out", required=True, metavar="FILE.csv|FILE.xyz", help="what to write")
+    prediction.add_argument(
+        "--budget-atoms", type=int, default=8192, help="atoms that are predicted together (default: %(default)s)"
+    )
+    prediction.set_defaults(run_command=predict)
     data = commands.add_parser("data", help="look at a shard set")
     looks = data.add_subparsers(dest="action", required=True)
     one_or_more = "a shard set, or a folder of them"
@@ -144,6 +224,7 @@ def build_parser():
         "--budget-atoms", type=int, default=8192, help="atoms that are embedded together (default: %(default)s)"
     )
     embedding.set_defaults(run_command=embed)
+    studies = downstream.add(commands)
     checkpoint = commands.add_parser("checkpoint", help="work with a run's checkpoints")
     actions = checkpoint.add_subparsers(dest="action", required=True)
     action = actions.add_parser("export", help=export.__doc__)
@@ -154,9 +235,26 @@ def build_parser():
     other.add_argument("file", help="a .ckpt of TorchMD-Net, Coord or MolSpectra, or a state dict")
     other.add_argument("out", help="the folder to write model.safetensors and config.json to; model.init takes it")
     other.set_defaults(run_command=import_encoder)
+    table = commands.add_parser("reproduce", help=reproduce.__doc__)
+    table.add_argument("table", help="a table of configs/, such as table1 or table2")
+    table.add_argument("--data", default="data", metavar="DIR", help="folder of the shard sets (default: %(default)s)")
+    table.add_argument("--scale", default="full", help="a file of configs/scales, such as small (default: %(default)s)")
+    table.add_argument("--out", type=Path, metavar="DIR", help="folder of its runs (default: runs/TABLE-SCALE)")
+    table.add_argument("--rows", type=_list, metavar="A,B", help="such as coord,molspectra (default: all)")
+    table.add_argument("--targets", type=_list, metavar="A,B", help="such as homo,gap (default: all)")
+    table.add_argument("--labels", type=_numbers, metavar="N,M", help="such as 1000 (default: all of the scale)")
+    table.add_argument("--seeds", type=_numbers, metavar="N,M", help="(default: all of the scale)")
+    table.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    table.add_argument("--processes", type=int, default=1, help="ranks of each run (default: %(default)s)")
+    shown = table.add_mutually_exclusive_group()
+    shown.add_argument("--show", action="store_true", help="run nothing, print what there is")
+    shown.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are not done")
+    table.set_defaults(run_command=reproduce)
     check = commands.add_parser("doctor", help=doctor.__doc__)
     check.set_defaults(run_command=doctor)
-    for each in (command, about, single, picture, whole, embedding, action, other, check):
+    tuned = (tuning, scoring, prediction)
+    rest = (action, other, table, check)
+    for each in (command, *tuned, about, single, picture, whole, embedding, *studies, *rest):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -19,6 +19,7 @@ from mspt.training.checkpoint import CheckpointSettings
 from mspt.training.engine import EngineSettings
 from mspt.training.schedule import ScheduleSettings
 from mspt.training.trainer import TrainingSettings
+from mspt.training.validation import EvaluationSettings
 
 
 class RunSettings(Settings):
@@ -46,6 +47,7 @@ class Config(Settings):
     engine: EngineSettings = EngineSettings()
     schedule: ScheduleSettings
     checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
 
 def load(path, overrides=()):

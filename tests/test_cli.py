@@ -44,6 +44,22 @@ def test_pretrain_refuses(capsys, tmp_path, override, expected):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["objectives.property=null"], "set objectives.property or .forces"),
+        (["objectives.property.target=gapp"], "no record to train on has the target gapp; targets there: alpha, cv"),
+        (["data.split.train=30000"], "data.split takes 30000 and 1000 records"),
+        (["data.limit=16001"], "data.limit is 16001, but there are 16000 records to train on"),
+    ],
+)
+def test_what_fine_tuning_lacks_is_named(capsys, tmp_path, overrides, expected):
+    arguments = ["finetune", "--config", str(ROOT / "configs" / "quickstart-finetune.yaml"), f"run.dir={tmp_path}/run"]
+    data = f"data.train={ROOT}/shards/bundled/qm9-geometries/train"
+    assert expected in refusal(capsys, cli.main, [*arguments, data, "model.init=null", *overrides])
+    assert not (tmp_path / "run").exists()
+
+
 def test_export_without_a_run(capsys, tmp_path):
     assert "no checkpoint" in refusal(capsys, cli.main, ["checkpoint", "export", str(tmp_path), str(tmp_path / "out")])
 

@@ -7,9 +7,11 @@ import yaml
 
 from mspt import config
 from mspt.errors import UserError
+from mspt.models.encoders.torchmd_et import MD17
 from mspt.objectives import Pretraining
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+# A table of mspt reproduce is no configuration: its rows lie in a folder of its name.
+CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.yaml") if not p.with_suffix("").is_dir())
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
@@ -39,6 +41,34 @@ def test_published_constants():
     assert stage2.model.init == stage1.run.dir
 
 
+def test_published_constants_of_fine_tuning():
+    qm9, md17 = (config.load(QUICKSTART.parent / f"finetune-{name}.yaml") for name in ("qm9", "md17"))
+    assert qm9.model.encoder == config.load(QUICKSTART.parent / "qm9s-molspectra.yaml").model.encoder
+    assert md17.model.encoder == MD17
+    for loaded, molecules, peak, warmup, steps, parts in (
+        (qm9, 128, 4e-4, 10_000, 700_000, (110_000, 10_000)),
+        (md17, 8, 5e-4, 1000, 140_000, (950, 50)),
+    ):
+        assert (loaded.data.budget.molecules, loaded.training.steps) == (molecules, steps)
+        assert (loaded.data.split.train, loaded.data.split.validation) == parts
+        schedule = loaded.schedule
+        assert (schedule.kind, schedule.peak, schedule.warmup, schedule.final) == ("cosine", peak, warmup, 1e-7)
+        assert (loaded.objectives.coord.weight, loaded.objectives.coord.sigma) == (0.1, 0.005)
+        assert (loaded.engine.weight_decay, loaded.engine.precision) == (0.0, "fp32")
+    assert (qm9.objectives.property.loss, qm9.objectives.property.readout) == ("mse", "scalar")
+    assert (md17.objectives.forces.energy_weight, md17.objectives.forces.force_weight) == (0.2, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("target", "readout", "references"),
+    [("mu", "dipole_norm", False), ("r2", "spatial_extent", False), ("gap", "scalar", False), ("u0", "scalar", True)],
+)
+def test_what_a_target_is_read_off_as(target, readout, references):
+    loaded = config.load(QUICKSTART.parent / "finetune-qm9.yaml", [f"objectives.property.target={target}"])
+    assert loaded.objectives.property.readout == readout
+    assert loaded.objectives.property.with_references == references
+
+
 def test_overrides_and_round_trip():
     loaded = config.load(
         QUICKSTART, ["training.steps=7", "schedule.peak=4e-4", "data.heldout=null", "run.dir=else/where"]
@@ -58,6 +88,9 @@ def test_overrides_and_round_trip():
         ("model.encoder.name=schnett", "model.encoder.name is 'schnett'; known: 'torchmd_et'"),
         ("engine.zero_stage=4", "engine.zero_stage is 4"),
         ("objectives.contrast.negatives=most", "objectives.contrast.negatives is 'most'"),
+        ("evaluation.patience=3", "patience counts measurements; set every too"),
+        ("data.limit=0", "data.limit is 0"),
+        ("objectives.property.loss=huber", "objectives.property"),
         ("training", "'training' is not an override; write key=value"),
     ],
 )

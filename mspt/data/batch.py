@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mspt.chemistry.spectra import GRIDS, broaden
+from mspt.chemistry.spectra import GRIDS, SPECTRA, broaden
 from mspt.data import block as blocks
 
 
@@ -92,10 +92,17 @@ class MoleculeBatch:
 
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
-    def broadened(self, line_shapes):
-        """The same with every spectrum as values: lines become bands of line_shapes (name -> LineShape)."""
-        spectra = {}
+    def broadened(self, line_shapes, names=SPECTRA):
+        """The same with every spectrum as values: lines become bands of line_shapes (name -> LineShape).
+
+        A spectrum that is not among names counts as missing.
+        """
+        spectra, present = {}, dict(self.present)
         for name, grid in GRIDS.items():
+            if name not in names:
+                spectra[name] = self.positions.new_zeros(len(self.keys), grid.length)
+                present[name] = torch.zeros_like(present[name])
+                continue
             values = self.spectra.get(name)
             if values is None:
                 values = self.positions.new_zeros(len(self.keys), grid.length)
@@ -103,7 +110,7 @@ class MoleculeBatch:
             if name in self.lines:
                 values = values + broaden(*self.lines[name], grid, line_shapes[name]).to(values.dtype)
             spectra[name] = values
-        return replace(self, spectra=spectra, lines={})
+        return replace(self, spectra=spectra, present=present, lines={})
 
     @classmethod
     def empty(cls):

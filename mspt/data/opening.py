@@ -5,7 +5,10 @@ Both have len, manifest, folder, atoms and records(numbers).
 
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mspt.data import stream
+from mspt.data.packing import Budget
 from mspt.data.shardset import MANIFEST, ShardSet
 from mspt.data.zarr_set import ZarrSet
 from mspt.errors import UserError
@@ -25,3 +28,15 @@ def sequential(molecules, budget, targets=(), forces=False):
     if isinstance(molecules, ZarrSet):
         return molecules.sequential(budget)
     return stream.sequential(molecules, budget, targets, forces)
+
+
+def broadened(molecules, settings, device):
+    """Yield all of a set's MoleculeBatches in order, on the device, with the spectra that DataSettings name and shape.
+
+    Shows a bar on a terminal.
+    """
+    budget = Budget(molecules=256, atoms=max(8192, molecules.manifest["largest"]))
+    with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
+        for batch in sequential(molecules, budget):
+            yield batch.to(device).broadened(settings.line_shapes, settings.spectra)
+            bar.update(len(batch.keys))

@@ -14,6 +14,7 @@ from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, STRENGTHS
 from mspt.data import look
 from mspt.data.batch import MoleculeBatch
 from mspt.data.schema import Lines
+from mspt.errors import UserError
 
 # Okabe & Ito's colours, told apart with any colour vision.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
@@ -265,6 +266,12 @@ def _target(axes, name, values, unit):
     axes.set_ylabel("records", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)
+
+
+def check_png(path, option="--out"):
+    """Raise UserError where a picture is to be anything but a PNG."""
+    if path.suffix != ".png":
+        raise UserError(f"{option} is {path}; the picture is a PNG: give a name that ends with .png")
 
 
 def save(figure, path):

@@ -9,6 +9,7 @@ Records are numbered in the order in which they lie in the set.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -53,6 +54,7 @@ def checksum(data):
 
 class ShardSet:
     """manifest: the dict of manifest.json. atoms: int32 [N]. first: int64 [B + 1], the first record of each block.
+    chosen: int64 [N], where the set is a selection, the records of the whole set that it has; else None.
 
     Threads may read at once, and so may forked processes; what is pickled opens the set again.
     """
@@ -65,6 +67,7 @@ class ShardSet:
         self.checksum = index["checksum"]
         self.block_records, self.block_atoms = index["records"], index["block_atoms"]
         self.first = blocks.ptr_of(self.block_records)
+        self.chosen = self.chosen_rows = None
 
     @classmethod
     def open(cls, url, settings=None):
@@ -85,14 +88,38 @@ class ShardSet:
 
     def __reduce__(self):
         # A loader worker that is not forked maps the index itself instead of getting a copy of it.
-        return ShardSet._again, (self.store, self.cache, self.manifest["index_sha256"])
+        return ShardSet._again, (self.store, self.cache, self.manifest["index_sha256"], self.chosen)
 
     @classmethod
-    def _again(cls, store, cache, digest):
+    def _again(cls, store, cache, digest, chosen):
         manifest = _read_manifest(store)
         if manifest["index_sha256"] != digest:
             raise UserError(f"{store.path(MANIFEST)}: has changed since the set was opened; start again")
-        return cls(store, cache, manifest, _read_index(store, cache, manifest))
+        whole = cls(store, cache, manifest, _read_index(store, cache, manifest))
+        return whole if chosen is None else whole.select(chosen)
+
+    def select(self, numbers):
+        """The records of the given numbers [k], each there once, as a set of its own, in the order of this one.
+
+        This one must be whole. Blocks keep their numbers.
+        """
+        numbers = np.sort(np.asarray(numbers, np.int64))
+        block = np.searchsorted(self.first, numbers, side="right") - 1
+        part = copy.copy(self)
+        part.chosen, part.chosen_rows = numbers, (numbers - self.first[block]).astype(np.int32)
+        part.atoms = self.atoms[numbers]
+        part.block_records = np.bincount(block, minlength=len(self.block_records))
+        part.block_atoms = np.bincount(block, part.atoms, minlength=len(self.block_records)).astype(np.int64)
+        part.first = blocks.ptr_of(part.block_records)
+        counts = {"records": len(numbers), "atoms": int(part.atoms.sum(dtype=np.int64))}
+        part.manifest = self.manifest | counts | {"largest": int(part.atoms.max(initial=0))}
+        return part
+
+    def rows(self, numbers, blocks):
+        """The rows, int32, at which records lie in the blocks that hold them; both [k]."""
+        if self.chosen is not None:
+            return self.chosen_rows[numbers]
+        return (numbers - self.first[blocks]).astype(np.int32)
 
     def __len__(self):
         return len(self.atoms)
@@ -137,7 +164,7 @@ class ShardSet:
                     at, held = block, blocks.records(self.read(block))
                 except blocks.DamagedBlock as error:
                     raise self.bad(block, str(error)) from error
-            yield held[number - self.first[block]]
+            yield held[int(self.rows(number, block))]
 
     def verify(self, progress=lambda size: None):
         """Read everything and compare it with the manifest and the index. Raises UserError at the first difference.

@@ -39,17 +39,48 @@ class Part(Settings):
     weight: float = Field(gt=0)
 
 
+class Split(Settings):
+    """A set in three parts by an order that seed fixes: the first `train` records to train on, the next `validation` to
+    choose by, the rest is held out.
+    """
+
+    train: int = Field(ge=1)
+    validation: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+
+    def numbers(self, shardset, part):
+        """The numbers of a part's records in that order. part: train, validation or heldout. Raises UserError where
+        the set has fewer records than train and validation together.
+        """
+        ends = {"train": (0, self.train), "validation": (self.train, self.train + self.validation)}
+        begin, end = ends.get(part, (self.train + self.validation, len(shardset)))
+        if self.train + self.validation > len(shardset):
+            raise UserError(
+                f"data.split takes {self.train} and {self.validation} records, but {shardset.folder} has "
+                f"{len(shardset)}; lower data.split.train"
+            )
+        return order.permutation(len(shardset), "split", self.seed)[begin:end]
+
+
 class DataSettings(Settings):
-    """train: the folder or URL of a shard set; or mixture: several with weights. heldout: of another. lanes: fixed
-    streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes / ranks of them.
-    workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together. budget: of one
-    micro-batch. store: how sets behind URLs are read. on_bad_block: stop at a damaged block, or leave its records out.
-    line_shapes: how lines become spectra; what is not named keeps its default.
+    """train: the folder or URL of a shard set; or mixture: several with weights. heldout: of another, to measure on at
+    the end. validation: of another, to measure on meanwhile (evaluation). split: cut out of train what is not given of
+    these. limit: train on the first so many records in the order of split's seed (0 without a split): those of a
+    smaller limit are among those of a larger one.
+
+    lanes: fixed streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes /
+    ranks of them. workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together.
+    budget: of one micro-batch. store: how sets behind URLs are read. on_bad_block: stop at a damaged block, or leave
+    its records out. line_shapes: how lines become spectra; what is not named keeps its default. spectra: those that are
+    used; others count as missing.
     """
 
     train: str | None = None
     mixture: tuple[Part, ...] = ()
     heldout: str | None = None
+    validation: str | None = None
+    split: Split | None = None
+    limit: int | None = Field(None, ge=1)
     lanes: int = Field(ge=1)
     workers: int = Field(0, ge=0)
     window: int = Field(16, ge=1)
@@ -57,6 +88,7 @@ class DataSettings(Settings):
     store: StoreSettings = StoreSettings()
     on_bad_block: Literal["error", "skip"] = "error"
     line_shapes: dict[Literal[SPECTRA], LineShape] = LINE_SHAPES
+    spectra: tuple[Literal[SPECTRA], ...] = SPECTRA
 
     @field_validator("line_shapes")
     @classmethod
@@ -67,6 +99,10 @@ class DataSettings(Settings):
     def _one_source(self):
         if (self.train is None) == (not self.mixture):
             raise ValueError("give either train, one shard set, or mixture, a list of path and weight")
+        if self.mixture and (self.split or self.limit):
+            raise ValueError("split and limit choose among the records of train, one shard set; mixture has several")
+        if self.split and self.validation:
+            raise ValueError("split cuts the validation set out of train; leave data.validation out, or split")
         return self
 
     @property
@@ -74,23 +110,61 @@ class DataSettings(Settings):
         """The sets to train on, of which there may be one."""
         return self.mixture or (Part(path=self.train, weight=1.0),)
 
+    def check_ranks(self, ranks):
+        """Raise UserError where so many ranks do not divide the lanes."""
+        if self.lanes % ranks:
+            divisors = [d for d in range(1, self.lanes + 1) if self.lanes % d == 0]
+            raise UserError(
+                f"data.lanes is {self.lanes}, which {ranks} ranks do not divide; run on "
+                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {ranks}"
+            )
+
     def open(self):
-        """The ShardSets of parts."""
-        return [ShardSet.open(part.path, self.store) for part in self.parts]
+        """The ShardSets of parts, with the records that split and limit leave to train on."""
+        whole = [ShardSet.open(part.path, self.store) for part in self.parts]
+        if self.split is None and self.limit is None:
+            return whole
+        (shardset,) = whole
+        numbers = (self.split or Split(train=len(shardset))).numbers(shardset, "train")
+        if self.limit is not None and self.limit > len(numbers):
+            raise UserError(f"data.limit is {self.limit}, but there are {len(numbers)} records to train on; lower it")
+        return [shardset.select(numbers[: self.limit])]
+
+    def open_part(self, name):
+        """The ShardSet of "validation" or "heldout"; None where there is none.
+
+        Raises UserError where a molecule of it is over the budget.
+        """
+        path, cut = getattr(self, name), False
+        if path is None and self.split:
+            path, cut = self.train, True
+        if path is None:
+            return None
+        shardset = ShardSet.open(path, self.store)
+        if cut:
+            shardset = shardset.select(self.split.numbers(shardset, name))
+        packing.check(shardset.manifest["largest"], self.budget, path)
+        return shardset if len(shardset) else None
 
 
 class Lane:
-    """One lane in one epoch (an EpochOrder): the order of its records and the cuts of its micro-batches."""
+    """One lane in one epoch (an EpochOrder): the order of its records and the cuts of its micro-batches.
 
-    def __init__(self, shardsets, settings, epoch_order, lane):
-        self.shardsets, self.settings = shardsets, settings
+    labels: names of the targets that the micro-batches carry, and whether they carry forces.
+    """
+
+    def __init__(self, shardsets, settings, epoch_order, lane, labels=((), False)):
+        self.shardsets, self.settings, self.labels = shardsets, settings, labels
         self.order = epoch_order.lane(lane, settings.lanes, settings.window)
-        pieces, rows = self.order.pieces, self.order.rows
+        pieces, self.rows = self.order.pieces, self.order.rows
         self.atoms = np.empty(len(pieces), np.int32)
         for number, shardset in enumerate(shardsets):
             own = self.order.sets[pieces] == number if len(shardsets) > 1 else slice(None)
-            first = shardset.first[self.order.blocks[pieces[own]]]
-            self.atoms[own] = shardset.atoms[first + rows[own]]
+            blocks = self.order.blocks[pieces[own]]
+            records = shardset.first[blocks] + self.rows[own]
+            self.atoms[own] = shardset.atoms[records]
+            if shardset.chosen is not None:
+                self.rows[own] = shardset.rows(records, blocks)
         self.starts = packing.cut(self.atoms, settings.budget)
 
     def __len__(self):
@@ -99,7 +173,7 @@ class Lane:
 
     def batches(self, start, stop):
         """Yield micro-batches start to stop; empty ones past the lane's end. Each block is read once."""
-        held, where = Held(), np.full(len(self.order.blocks), -1, np.int32)
+        held, where = Held(*self.labels), np.full(len(self.order.blocks), -1, np.int32)
         self.lost = False
         begin, end = self.starts[[min(start, len(self)), min(stop, len(self))]]
         uses, first, last = self.order.pieces[begin:end], np.full(len(where), end), np.full(len(where), -1)
@@ -139,7 +213,7 @@ class Lane:
 
     def _batch(self, held, where, own):
         """A stretch of the lane's records, without those whose blocks could not be read."""
-        pieces, rows, atoms = self.order.pieces[own], self.order.rows[own], self.atoms[own]
+        pieces, rows, atoms = self.order.pieces[own], self.rows[own], self.atoms[own]
         slots, missing = where[pieces], 0
         if self.lost:
             whole = slots >= 0
@@ -171,21 +245,16 @@ def sequences(shardsets, budget, seed):
 
 
 class Stream:
-    """This rank's part of the training data. shardsets: one for each of settings.parts.
+    """This rank's part of the training data. shardsets: one for each of settings.parts. labels: as Lane's.
 
     Raises UserError where the ranks do not divide the lanes or a molecule is over the budget.
     """
 
-    def __init__(self, shardsets, settings, seed, rank=0, world_size=1):
-        if settings.lanes % world_size:
-            divisors = [d for d in range(1, settings.lanes + 1) if settings.lanes % d == 0]
-            raise UserError(
-                f"data.lanes is {settings.lanes}, which {world_size} ranks do not divide; run on "
-                f"{', '.join(map(str, divisors))} ranks, or start a new run with data.lanes a multiple of {world_size}"
-            )
+    def __init__(self, shardsets, settings, seed, rank=0, world_size=1, labels=((), False)):
+        settings.check_ranks(world_size)
         for shardset in shardsets:
             packing.check(shardset.manifest["largest"], settings.budget, shardset.folder)
-        self.shardsets, self.settings, self.seed = shardsets, settings, seed
+        self.shardsets, self.settings, self.seed, self.labels = shardsets, settings, seed, labels
         self.sequences = sequences(shardsets, settings.budget, seed)
         self.lanes = range(rank, settings.lanes, world_size)
         # A worker serves whole lanes, so that no block is read twice: as many as divide the lanes evenly.
@@ -197,7 +266,7 @@ class Stream:
         if self.planned[0] != epoch:
             weights = [part.weight for part in self.settings.parts]
             epoch_order = order.EpochOrder(self.sequences, weights, self.seed, epoch)
-            lanes = [Lane(self.shardsets, self.settings, epoch_order, lane) for lane in self.lanes]
+            lanes = [Lane(self.shardsets, self.settings, epoch_order, lane, self.labels) for lane in self.lanes]
             self.planned = (epoch, lanes)
         return self.planned[1]
 
@@ -268,9 +337,9 @@ def sequential(shardset, budget, targets=(), forces=False):
         block = np.searchsorted(shardset.first, number, side="right") - 1
         for done in [b for b in slots if b < block[0]]:
             held.drop(slots.pop(done))
-        for b in range(int(block[0]), int(block[-1]) + 1):
+        for b in np.unique(block).tolist():
             if b not in slots:
                 slots[b] = _hold(held, shardset, b)
         which = np.array([slots[b] for b in block.tolist()], np.int32)
         atoms = int(shardset.atoms[begin:end].sum())
-        yield held.batch(which, (number - shardset.first[block]).astype(np.int32), atoms)
+        yield held.batch(which, shardset.rows(number, block), atoms)

@@ -276,3 +276,18 @@ def carried_score_attention(queries, keys, values, mask):
         open_mask = mask[:, None, None] | nothing
         attended = scaled_dot_product_attention(q, k, v, attn_mask=open_mask, scale=scale).masked_fill(nothing, 0.0)
     return attended[..., :width].transpose(1, 2).contiguous()
+
+
+def carried_score_weights(queries, keys, mask):
+    """What carried_score_attention multiplies the values with: [m, H, T, T], rows of queries, each adding up to 1.
+
+    Arguments as there. For pictures alone: nothing else needs [T, T] of memory. A molecule without any token to attend
+    to gets zeros.
+    """
+    q, k = torch.cat(queries, -1).transpose(1, 2), torch.cat(keys, -1).transpose(1, 2)
+    scores = q @ k.mT * queries[-1].shape[-1] ** -0.5
+    if mask is None:
+        return scores.softmax(-1)
+    nothing = ~mask.any(1)[:, None, None, None]
+    weights = scores.masked_fill(~(mask[:, None, None] | nothing), -torch.inf).softmax(-1)
+    return weights.masked_fill(nothing, 0.0)

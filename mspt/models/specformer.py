@@ -13,6 +13,7 @@ from torch.nn.functional import gelu
 
 from mspt import kernels
 from mspt.chemistry.spectra import GRIDS, SPECTRA
+from mspt.kernels import reference
 from mspt.settings import Settings
 
 
@@ -92,6 +93,11 @@ class SpecFormer(nn.Module):
         patching = self.settings.patches[name]
         return values.unfold(1, patching.length, patching.stride)
 
+    def centres(self, name):
+        """Where the middles of a spectrum's patches lie, [N] in the grid's unit."""
+        points = GRIDS[name].points(dtype=torch.float64)
+        return self.unfold(name, points[None])[0].mean(1)
+
     def patches(self, spectra):
         """Spectra (name -> [m, L], non-negative) -> patches of log10(1 + y) (name -> [m, N, P])."""
         return {name: self.unfold(name, torch.log1p(spectra[name]) / math.log(10)) for name in SPECTRA}
@@ -112,6 +118,23 @@ class SpecFormer(nn.Module):
         The rows of a spectrum that a molecule lacks are ignored, whatever they hold: its tokens are zeros that no
         token attends to. A molecule without any spectrum has a readout of zeros.
         """
+        x, mask, _, _ = self._encode(patches, present)
+        tokens = dict(zip(SPECTRA, x.split(list(self.patch_counts.values()), dim=1), strict=True))
+        readout = self.readout_norm(self.readout(x.flatten(1)))
+        return tokens, readout if mask is None else torch.where(mask.any(1)[:, None], readout, 0.0)
+
+    def attention(self, patches, present):
+        """The attention weights of every layer, [m, H, T, T] each; arguments as of forward. To be looked at.
+
+        Rows are the tokens that attend, of all spectra end to end. Nobody attends to the tokens of a spectrum that is
+        not there; what theirs attend to means nothing.
+        """
+        _, mask, queries, keys = self._encode(patches, present)
+        ends = range(1, len(self.layers) + 1)
+        return [reference.carried_score_weights(queries[:end], keys[:end], mask) for end in ends]
+
+    def _encode(self, patches, present):
+        """All tokens [m, T, d], which of them are there (bool [m, T]; None: all), queries and keys of every layer."""
         masks = [present[name][:, None].expand(-1, self.patch_counts[name]) for name in SPECTRA]
         mask = torch.cat(masks, 1)
         if mask.all():  # no mask is faster
@@ -124,10 +147,7 @@ class SpecFormer(nn.Module):
         queries, keys = [], []
         for layer in self.layers:
             x, queries, keys = layer(x, queries, keys, mask)
-        x = only(mask, x)
-        tokens = dict(zip(SPECTRA, x.split(list(self.patch_counts.values()), dim=1), strict=True))
-        readout = self.readout_norm(self.readout(x.flatten(1)))
-        return tokens, readout if mask is None else torch.where(mask.any(1)[:, None], readout, 0.0)
+        return only(mask, x), mask, queries, keys
 
     def reconstruct(self, tokens):
         """Tokens (name -> [m, N, d]) -> predicted patches (name -> [m, N, P])."""

@@ -6,9 +6,15 @@ An objective is an nn.Module built from (settings, network) with
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
+- where it denoises, `trivial(batch, generator) -> sums [k]`: what predicting nothing gives;
+- where it needs statistics of what it learns from, `fit(shardsets, settings)`: takes them before training
+  (settings: DataSettings);
+- where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
+  `predict(model)` and `baseline(batch)`: name -> values as the labels are, by the network and by the statistics alone,
+  `metric(errors)`: what the best model is chosen by.
 
-and, where it denoises, `trivial(batch, generator) -> sums [k]`: what predicting nothing gives. Class attributes say
-what it needs of others: `takes_forces` (its forward differentiates an energy by the positions) and `needs_bonds`.
+Class attributes say what it needs of others: `takes_forces` (its forward differentiates an energy by the positions) and
+`needs_bonds`.
 
 model is the Pass over this micro-batch, batch the clean MoleculeBatch, generator a Keyed source of random numbers.
 Sums and weights are added up over micro-batches and ranks before one is divided by the other, so that the gradient
@@ -24,13 +30,22 @@ from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
 from mspt.objectives.distance import SE3DDM, SE3DDMSettings
 from mspt.objectives.energy import EMGP, EMGPSettings
+from mspt.objectives.forces import Forces, ForcesSettings
 from mspt.objectives.fractional import Frad, FradSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
+from mspt.objectives.properties import Property, PropertySettings
+from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
 from mspt.settings import Settings
 
 # Of these one at most: each says at which positions the network sees the molecules.
 DENOISING = {"coord": Coord, "se3_ddm": SE3DDM, "emgp": EMGP, "frad": Frad}
-OBJECTIVES = DENOISING | {"masked_patches": MaskedPatches, "contrast": Contrast}
+OBJECTIVES = DENOISING | {
+    "masked_patches": MaskedPatches,
+    "contrast": Contrast,
+    "property": Property,
+    "forces": Forces,
+    "spectrum_prediction": SpectrumPrediction,
+}
 
 
 class ObjectivesSettings(Settings):
@@ -42,6 +57,9 @@ class ObjectivesSettings(Settings):
     frad: FradSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
+    property: PropertySettings | None = None
+    forces: ForcesSettings | None = None
+    spectrum_prediction: SpectrumPredictionSettings | None = None
 
     def chosen(self):
         """name -> settings of the objectives that are on."""
@@ -78,6 +96,18 @@ class Pretraining(nn.Module):
         }
 
     @property
+    def supervised(self):
+        """The objectives that learn from labels, by name."""
+        return {name: each for name, each in self.objectives.items() if getattr(each, "supervised", False)}
+
+    @property
+    def labels(self):
+        """Names of all targets that batches must carry, and whether they must carry forces."""
+        labels = [objective.labels for objective in self.supervised.values()]
+        targets = dict.fromkeys(name for names, _ in labels for name in names)
+        return tuple(targets), any(forces for _, forces in labels)
+
+    @property
     def takes_forces(self):
         """Whether a step differentiates an energy by the positions; the Engine must know."""
         return self._any("takes_forces")
@@ -100,15 +130,18 @@ class Pretraining(nn.Module):
         return torch.cat([objective.weights(batch, generator) for objective in self.objectives.values()]).double()
 
     def corrupted(self, batch, generator):
-        """The Pass over batch with every objective's noise and masks set."""
+        """The Pass over batch with every objective's noise and masks set, and in training what the encoder sees."""
         model = Pass(self.network, batch)
+        if self.training and getattr(self.network.encoder, "sees_bonds", False):
+            model.modes = self.network.encoder.settings.modes.drawn(batch.records, generator)
         for objective in self.objectives.values():
             objective.corrupt(model, batch, generator)
         return model
 
     def forward(self, method, *arguments):
         """The engine hooks into forward alone, so everything that needs the parameters comes in through it."""
-        return {"loss": self.loss, "embed": self.embed, "evaluate": self.evaluate}[method](*arguments)
+        methods = {"loss": self.loss, "embed": self.embed, "evaluate": self.evaluate, "predict": self.predict}
+        return methods[method](*arguments)
 
     def loss(self, batch, generator, totals, share=None):
         """A micro-batch's share of the global loss.
@@ -134,18 +167,19 @@ class Pretraining(nn.Module):
     def evaluate(self, batch, generator):
         """What evaluation looks at, without gradient.
 
-        -> sums [terms] of the corrupted batch (contrast, which depends on its company, as 0); of a denoising objective
-        those of predicting nothing (term -> sum); where there is a SpecFormer the reconstruction (name -> [m, N, P])
-        and masks (name -> [m, N]); where there is contrast the unit vectors of the clean molecules and whole spectra
-        [p, F] twice.
+        -> sums [terms] of the corrupted batch (contrast, which depends on its company, and what predict() is for, as
+        0); of a denoising objective those of predicting nothing (term -> sum); where there is a SpecFormer the
+        reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the unit vectors of the
+        clean molecules and whole spectra [p, F] twice.
         """
         model = self.corrupted(batch, generator)
         sums, extras = [], {}
         for name, objective in self.objectives.items():
+            if name == "contrast" or name in self.supervised:
+                sums.append(torch.zeros(len(objective.terms), dtype=torch.float64, device=batch.ptr.device))
             if name == "contrast":
-                sums.append(torch.zeros(1, dtype=torch.float64, device=batch.ptr.device))
                 extras["embeddings"] = objective.embeddings(Pass(self.network, batch), batch)
-            else:
+            elif name not in self.supervised:
                 sums.append(objective(model, batch, generator).double())
             if name in DENOISING:
                 trivial = objective.trivial(batch, generator).double()
@@ -153,3 +187,12 @@ class Pretraining(nn.Module):
             if name == "masked_patches":
                 extras["reconstruction"], extras["masked"] = model.reconstruction, model.masked
         return torch.cat(sums), extras
+
+    def predict(self, batch):
+        """What the supervised objectives make of the clean structures: name -> values, in the units of the labels."""
+        model = Pass(self.network, batch)
+        return {name: value for each in self.supervised.values() for name, value in each.predict(model).items()}
+
+    def baseline(self, batch):
+        """The same without the network."""
+        return {name: value for each in self.supervised.values() for name, value in each.baseline(batch).items()}

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from mspt.errors import UserError
+from mspt.models.encoders import ENCODERS
 from mspt.models.heads import VectorHead
 from mspt.objectives import noise
 from mspt.settings import Settings
@@ -18,13 +20,21 @@ class Coord(nn.Module):
     """x̃ = x + σ ε; the vector head predicts ε. The target has zero mean and unit variance by construction, so that the
     published running normalisation of it has nothing to do here.
 
-    Sum: over atoms, of the mean square error over the three components. Weight: the number of atoms.
+    Sum: over atoms, of the mean square error over the three components. Weight: the number of atoms. Raises UserError
+    where the encoder has no vectors.
     """
 
     name = "coord"
 
     def __init__(self, settings, network):
         super().__init__()
+        encoder = network.encoder.settings
+        if not encoder.gives_vectors:
+            able = [name for name, (defaults, _) in ENCODERS.items() if defaults().gives_vectors]
+            raise UserError(
+                f"objectives.{self.name} needs an encoder with vectors, and {encoder.name} as set here has none; set "
+                f"model.encoder.name to one of {', '.join(able)} with its default keys, or take another objective"
+            )
         self.settings = settings
         self.terms = {self.name: 1.0}
         self.head = VectorHead(network.width)

@@ -9,12 +9,14 @@ from mspt.chemistry.spectra import SPECTRA
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
 from mspt.data.stream import sequential
+from mspt.downstream import ranking
 from mspt.training.engine import all_reduce, gather_objects, rank_and_size
 
 # Noise and masks of evaluation: an epoch that training never has, so that they are always the same.
 EPOCH = -1
-RECALL_AT = (1, 5, 10)
 EXAMPLES = 3
+# Molecules of the similarity picture: with more, a match is thinner than a pixel.
+MOST_SIMILARITIES = 200
 # The baseline is a mean over the training set; this many records fix it well enough.
 BASELINE_RECORDS = 20_000
 
@@ -31,29 +33,13 @@ class Example:
 
 @dataclass
 class Evaluation:
-    """metrics: flat names -> numbers. similarities [p, p] (molecule, spectrum) or None. examples: of reconstruction."""
+    """metrics: flat names -> numbers. ranks: of ranking.ranks, and similarities [k, k] (molecule, spectrum) of the
+    first of its pairs; both None without contrast. examples: of reconstruction."""
 
     metrics: dict
+    ranks: dict | None
     similarities: torch.Tensor | None
     examples: list
-
-
-def retrieval(similarities):
-    """Recall at k and median rank, molecule -> spectrum and back, from similarities [p, p] with pairs on the diagonal.
-
-    The rank of a match counts those at least as similar, so that ties never help.
-    """
-    p = len(similarities)
-    matching = similarities.diagonal()
-    metrics = {}
-    for name, matrix in (("molecule_to_spectrum", similarities), ("spectrum_to_molecule", similarities.T)):
-        ranks = (matrix >= matching[:, None]).sum(1)
-        for k in RECALL_AT:
-            metrics[f"recall_at_{k}_{name}"] = (ranks <= k).double().mean().item()
-        metrics[f"median_rank_{name}"] = ranks.double().median().item()
-    for k in RECALL_AT:
-        metrics[f"recall_at_{k}_chance"] = min(1.0, k / p)
-    return metrics
 
 
 @torch.no_grad()
@@ -71,11 +57,11 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
     if baseline:
         for shardset in train:
-            for batch in _share(shardset, data, device, BASELINE_RECORDS // len(train)):
+            for batch in share(shardset, data, device, BASELINE_RECORDS // len(train)):
                 between()
                 baseline.learn(batch)
         baseline.agree()
-    for batch in _share(heldout, data, device):
+    for batch in share(heldout, data, device):
         between()
         own, extras = engine("evaluate", batch, generator)
         sums += own
@@ -93,6 +79,8 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     weights = dict(zip(pretraining.terms, weights.clamp(min=1).tolist(), strict=True))
     means = {term: value / weights[term] for term, value in zip(weights, sums.tolist(), strict=True)}
     metrics = {"molecules": len(heldout)}
+    # The errors of predicted spectra, under the names of their terms.
+    metrics |= {term: mean for term, mean in means.items() if term.startswith("spectrum_")}
     for term, value in trivial.items():
         all_reduce(value)
         metrics |= {f"denoise_{term}": means[term], f"denoise_{term}_baseline": value.item() / weights[term]}
@@ -102,12 +90,13 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
         metrics["masked_mse_baseline"] = sum(errors.values())
         metrics |= {f"masked_mse_{name}": means[f"masked_{name}"] for name in SPECTRA}
         metrics |= {f"masked_mse_baseline_{name}": error for name, error in errors.items()}
-    similarities = None
+    ranks = similarities = None
     if "contrast" in pretraining.objectives:
         molecules, spectra = (torch.cat(parts) for parts in zip(*chain(*gather_objects(pairs)), strict=True))
-        similarities = molecules @ spectra.T
-        metrics |= retrieval(similarities)
-    return Evaluation(metrics, similarities, examples)
+        ranks = ranking.ranks(molecules, spectra)
+        similarities = molecules[:MOST_SIMILARITIES] @ spectra[:MOST_SIMILARITIES].T
+        metrics |= ranking.recalls(ranks)
+    return Evaluation(metrics, ranks, similarities, examples)
 
 
 class _Baseline:
@@ -174,18 +163,21 @@ def _examples(pretraining, batch, extras):
     ]
 
 
-def _share(shardset, data, device, records=None):
-    """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward)."""
+def share(shardset, data, device, records=None, labels=((), False)):
+    """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward).
+
+    records: about so many of them. labels: names of the targets that they carry, and whether they carry forces.
+    """
     rank, world_size = rank_and_size()
     group, seen = [], 0
-    for batch in sequential(shardset, data.budget):
+    for batch in sequential(shardset, data.budget, *labels):
         group.append(batch)
         seen += len(batch.keys)
         if len(group) == world_size:
-            yield group[rank].to(device).broadened(data.line_shapes)
+            yield group[rank].to(device).broadened(data.line_shapes, data.spectra)
             group = []
             if records is not None and seen >= records:
                 return
     if group:
         own = group[rank] if rank < len(group) else MoleculeBatch.empty()
-        yield own.to(device).broadened(data.line_shapes)
+        yield own.to(device).broadened(data.line_shapes, data.spectra)

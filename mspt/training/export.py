@@ -7,13 +7,12 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from mspt.downstream.predictor import ENCODER
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.models import encoders
 from mspt.models.encoders import torchmd_net
-from mspt.training import checkpoint
-
-ENCODER = "network.encoder."
+from mspt.training import checkpoint, loading
 
 
 def export_encoder(weights, settings, out):
@@ -34,9 +33,7 @@ def export_run(run, out):
 
     Raises UserError where the folder has no checkpoint.
     """
-    newest = checkpoint.latest(run)
-    if newest is None:
-        raise UserError(f"{run}: no checkpoint in this run folder; train it first (mspt pretrain)")
+    newest = loading.newest(run)
     config = json.loads((newest / "meta.json").read_text())["config"]
     ema = config["engine"]["ema_decay"] is not None
     return export_encoder(checkpoint.read_weights(newest, ema=ema), encoders.parse(config["model"]["encoder"]), out)
@@ -71,12 +68,12 @@ def import_torchmd_net(path, out):
 
 
 def initial_weights(module, source):
-    """Start module (a Pretraining) from source: a run folder, a checkpoint or an exported encoder.
+    """Start module (a Pretraining) from source: a run folder, a checkpoint, an exported encoder or fine-tuned model.
 
     The encoder must be there whole; objectives that both sides have go on with theirs, all else keeps its fresh
     weights. Raises UserError where source is none of these, or its encoder is another.
     """
-    weights, own = _read(Path(source)), module.state_dict()
+    weights, own = read_weights(source), module.state_dict()
     for name, tensor in own.items():
         if name.startswith(ENCODER):
             found = tuple(weights[name].shape) if name in weights else "missing"
@@ -91,9 +88,13 @@ def initial_weights(module, source):
     )
 
 
-def _read(source):
+def read_weights(source):
+    """Weights by the names that they have in a run, from any of the sources of initial_weights."""
+    source = Path(source)
     if (source / "model.safetensors").exists():
         weights = safetensors.torch.load_file(source / "model.safetensors")
+        if any(name.startswith(ENCODER) for name in weights):  # a fine-tuned model
+            return weights
         return {ENCODER + name: weight for name, weight in weights.items()}
     newest = source if (source / "meta.json").exists() else checkpoint.latest(source)
     if newest is None:

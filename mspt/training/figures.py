@@ -21,9 +21,13 @@ TERMS = {
     "masked_ir": ("masked IR", SQUARES),
     "masked_raman": ("masked Raman", SQUARES),
     "contrast": ("contrast", "InfoNCE (nats)"),
+    "property": ("property", "error of the standardised target"),
+    "energy": ("energy", "mean square error ((kcal/mol)²)"),
+    "forces": ("forces", "mean square error ((kcal/mol/Å)²)"),
+    "spectrum_uv_vis": ("predicted UV-Vis", "mean square error over variance"),
+    "spectrum_ir": ("predicted IR", "mean square error over variance"),
+    "spectrum_raman": ("predicted Raman", "mean square error over variance"),
 }
-# Molecules of the similarity picture: with more, a match is thinner than a pixel.
-MOST_SIMILARITIES = 200
 
 
 def losses(rows):
@@ -100,19 +104,18 @@ def _joined(patches, chosen, length):
     return np.divide(total, count, out=np.full(length, np.nan), where=count > 0)
 
 
-def retrieval(similarities):
-    """Recall at k both ways against chance, and the similarities themselves [p, p] (molecule, spectrum)."""
-    matrix = similarities.numpy()
-    p = len(matrix)
+def retrieval(ranks, similarities):
+    """Recall at k both ways against chance, and the similarities [k, k] (molecule, spectrum) of the first pairs.
+
+    ranks: of ranking.ranks.
+    """
+    p = len(ranks["molecule_to_spectrum"])
     ks = np.arange(1, min(p, 100) + 1)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes, picture = figure.subplots(1, 2)
-    for name, values, color, style in (
-        ("molecule → spectrum", matrix, BLUE, "-"),
-        ("spectrum → molecule", matrix.T, ORANGE, "-."),
-    ):
-        ranks = (values >= np.diag(values)[:, None]).sum(1)
-        axes.plot(ks, [(ranks <= k).mean() for k in ks], style, color=color, label=name)
+    for name, color, style in (("molecule_to_spectrum", BLUE, "-"), ("spectrum_to_molecule", ORANGE, "-.")):
+        own = ranks[name].cpu().numpy()
+        axes.plot(ks, [(own <= k).mean() for k in ks], style, color=color, label=name.replace("_to_", " → "))
     axes.plot(ks, ks / p, color=GREY, linestyle=":", label="chance")
     axes.set_xscale("log")
     ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= p]
@@ -124,12 +127,10 @@ def retrieval(similarities):
     axes.set_title(f"retrieval among {p} held-out molecules")
     axes.grid(alpha=0.3)
     axes.legend()
-    shown = matrix[:MOST_SIMILARITIES, :MOST_SIMILARITIES]
-    image = picture.imshow(shown, cmap="cividis", interpolation="nearest")
+    image = picture.imshow(similarities.cpu().numpy(), cmap="cividis", interpolation="nearest")
     picture.set_xlabel("spectrum")
     picture.set_ylabel("molecule")
-    picture.set_title(
-        "cosine similarity, matches on the diagonal" + (f"; first {len(shown)}" if len(shown) < p else "")
-    )
+    shown = len(similarities)
+    picture.set_title("cosine similarity, matches on the diagonal" + (f"; first {shown}" if shown < p else ""))
     figure.colorbar(image, ax=picture)
     return figure

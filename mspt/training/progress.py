@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
-# The parts of a loss that a line shows, beside masked_ and a spectrum's name.
-PARTS = ("coord", "se3_ddm", "emgp", "emgp_level", "frad", "contrast")
+# The parts of a loss that a line shows, beside masked_ and spectrum_ with a spectrum's name.
+PARTS = ("coord", "se3_ddm", "emgp", "emgp_level", "frad", "contrast", "property", "energy", "forces")
 
 
 class Progress:
@@ -29,7 +29,7 @@ class Progress:
             return
         spent = time.monotonic() - self.begin
         left = spent / max(1, step - self.start) * (self.total - step)
-        names = ["loss", *(name for name in values if name in PARTS or name.startswith("masked_"))]
+        names = ["loss", *(name for name in values if name in PARTS or name.startswith(("masked_", "spectrum_")))]
         losses = "  ".join(f"{name} {values[name]:.4g}" for name in names)
         used = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
         text = (

@@ -42,9 +42,17 @@ def pictures(run_dir, evaluation):
     result = {"losses": figures.losses(metrics.read(run_dir))}
     if evaluation and evaluation.examples:
         result["reconstructions"] = figures.reconstructions(evaluation.examples)
-    if evaluation and evaluation.similarities is not None:
-        result["retrieval"] = figures.retrieval(evaluation.similarities)
+    if evaluation and evaluation.ranks is not None:
+        result["retrieval"] = figures.retrieval(evaluation.ranks, evaluation.similarities)
     return result
+
+
+def errors(reported):
+    """Mean absolute errors on a line. reported: of validation.Validation."""
+    return ", ".join(
+        f"{name} MAE {error['mae']:.4g} {error['unit']} (baseline {error['baseline']:.4g})"
+        for name, error in reported.items()
+    )
 
 
 def sum_up(summary, folder):
@@ -52,6 +60,8 @@ def sum_up(summary, folder):
     train, heldout = summary["train"], summary["heldout"] or {}
     speed = f"{train['molecules_per_second']:.0f}/s on {summary['world_size']} processes"
     lines = [f"done: {train['steps']} steps, {train['records_seen']} molecules in {train['seconds']:.0f} s ({speed})"]
+    if summary.get("errors"):
+        lines.append(f"held out: {errors(summary['errors'])}")
     for name in [name for name in heldout if name.startswith("denoise_") and f"{name}_baseline" in heldout]:
         term = name.removeprefix("denoise_")
         lines.append(f"held out: {term} {heldout[name]:.3f} (predicting nothing: {heldout[name + '_baseline']:.3f})")
@@ -60,6 +70,10 @@ def sum_up(summary, folder):
             f"held out: masked patches {heldout['masked_mse']:.2e} (predicting the mean: "
             f"{heldout['masked_mse_baseline']:.2e})"
         )
+    predicted = {name: error for name, error in heldout.items() if name.startswith("spectrum_")}
+    if predicted:
+        parts = ", ".join(f"{name.removeprefix('spectrum_')} {error:.3f}" for name, error in predicted.items())
+        lines.append(f"held out: errors of predicted spectra: {parts} (1 is predicting the mean)")
     if "recall_at_10_molecule_to_spectrum" in heldout:
         lines.append(
             f"held out: spectrum of a molecule among the first 10 of {heldout['molecules']}: "
@@ -68,6 +82,7 @@ def sum_up(summary, folder):
     lines += [
         f"summary:  {folder / 'summary.json'}",
         f"pictures: {folder / 'figures'}",
+        *([f"model:    {folder / 'model'}"] if "errors" in summary else []),
         f"encoder:  {folder / 'encoder'}",
         f"curves:   tensorboard --logdir {folder}",
     ]

@@ -1,6 +1,7 @@
 """The loop: what a step is, and what happens around it."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -13,20 +14,22 @@ from pydantic import Field
 
 from mspt.data import keyed, plot
 from mspt.data.keyed import Keyed
-from mspt.data.shardset import ShardSet
 from mspt.data.stream import Stream
+from mspt.downstream import predictor
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
 from mspt.settings import Settings
 from mspt.training import checkpoint, interruption, report
-from mspt.training.engine import Engine, all_reduce, initialise
+from mspt.training.engine import Engine, all_reduce, gather_objects, initialise
 from mspt.training.evaluation import evaluate
-from mspt.training.export import export_encoder, initial_weights
+from mspt.training.export import export_encoder, initial_weights, read_weights
 from mspt.training.flops import Utilisation
 from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
+from mspt.training.saving import Saver
+from mspt.training.validation import Validation, check_labels, fit_statistics, measure, reported
 from mspt.training.watchdog import Watchdog
 
 
@@ -57,20 +60,31 @@ class Trainer:
         self.config = config
         self.dir = Path(config.run.dir)
         self.train_sets = config.data.open()
-        self.heldout_set = ShardSet.open(config.data.heldout, config.data.store) if config.data.heldout else None
+        self.heldout_set = config.data.open_part("heldout")
         self.process = initialise()
         self.device = self.process.device
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.stream = Stream(self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.module = Pretraining(config.model, config.objectives)
+        self.losses = dict.fromkeys(("loss", *self.module.terms), 0.0)  # added up since the last save
+        self.finite = 0  # steps of them
+        keep = config.checkpoint
+        if keep.keep_best is not None and keep.metric not in self.losses:
+            raise UserError(
+                f"checkpoint.metric={keep.metric}: this run has no such value; take one of {', '.join(self.losses)}"
+            )
+        self.stream = Stream(
+            self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size, self.module.labels
+        )
         if self.module.needs_bonds:
             for shardset in [*self.train_sets, *([self.heldout_set] if self.heldout_set else [])]:
                 check_bonds(shardset)
         newest = checkpoint.latest(self.dir)
-        if newest is None and config.model.init:
-            initial_weights(self.module, config.model.init)
+        if newest is None:
+            if config.model.init:
+                initial_weights(self.module, config.model.init)
+            fit_statistics(self.module, self.train_sets, config.data)
         self.engine = Engine(
             self.module,
             config.engine,
@@ -79,6 +93,10 @@ class Trainer:
             accumulation=config.data.lanes // self.process.world_size,
             takes_forces=self.module.takes_forces,
         )
+        self.units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.validation = Validation(config, self.module, self.engine, self.units, self.dir)
+        for shardset in (self.validation.shardset, self.heldout_set):
+            check_labels(self.module, shardset)
         # Not before here: a configuration that is refused leaves no run folder.
         self.watchdog = Watchdog(self.dir, self.process, config.run.hang_timeout)
         self.utilisation = Utilisation(config, self.process)
@@ -89,9 +107,16 @@ class Trainer:
             state = checkpoint.load(self.engine, newest)
             self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
-        self.saved = self.done if newest is not None else None
-        self.save_seconds = 0.0  # of the last save; before one there is nothing to go by
+            self.validation.state = state.extra.get("validation", self.validation.state)
+        self.saver = Saver(
+            self.engine,
+            self.dir,
+            self.done if newest is not None else None,
+            published=lambda: checkpoint.prune(self.dir, keep.keep_last, keep.keep_every, keep.keep_best, keep.metric),
+            progressed=lambda: self.watchdog.reached(self.done),
+        )
         self.stopping = False  # a signal has reached some rank; the same on all
+        self.written = False  # all ranks have finished their part of a save; the same on all
         self.window = dict.fromkeys(COUNTS, 0.0)
         self.skipped = 0
         leads = self.process.rank == 0
@@ -110,6 +135,8 @@ class Trainer:
             "data.lanes": data.lanes,
             "data.window": data.window,
             "data.budget": data.budget.model_dump(mode="json"),
+            "data.split": data.split and data.split.model_dump(mode="json"),
+            "data.limit": data.limit,
             "the sets (their indices)": [shardset.manifest["index_sha256"] for shardset in self.train_sets],
             "the sets' weights": [part.weight for part in data.parts],
         }
@@ -125,15 +152,23 @@ class Trainer:
                 )
 
     def run(self):
-        """Train to the last step, then evaluate, export and sum up -> the summary."""
+        """Train to the last step or until validation stops it, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
-        while self.done < total:
-            epoch, at = self.position["epoch"], self.position["step"]
-            steps = self._most(self.stream.steps(epoch))
-            self._epoch(epoch, at, min(steps, at + total - self.done), steps)
+        try:
+            while self.done < total and not self.validation.stopped:
+                epoch, at = self.position["epoch"], self.position["step"]
+                steps = self._most(self.stream.steps(epoch))
+                self._epoch(epoch, at, min(steps, at + total - self.done), steps)
+        except Exception:
+            # Several ranks could not: the others may be waiting for this one elsewhere.
+            if self.process.world_size == 1:
+                self.saver.wait()
+            raise
         self.progress.close()
-        if self.saved != self.done:
+        self.saver.wait()
+        if self.saver.saved != self.done:
             self._save()
+            self.saver.wait()
         summary = self._finish()
         self.watchdog.close()
         self.metrics.close()
@@ -154,14 +189,21 @@ class Trainer:
                 self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
                 self.done += 1
                 self._account(values, time.perf_counter() - begin, waited)
+                if self.saver.step is not None and self.written:
+                    self.saver.advance()
+                if self.validation.due(self.done):
+                    self._validate()
                 if self.done % self.config.checkpoint.every == 0:
                     self._save()
                 if self.stopping:
                     self._stop()
+                if self.validation.stopped:
+                    return
 
     def _step(self, micro_batches, generator):
         """One update from this rank's micro-batches of a global batch -> what is logged of it."""
-        batches = [batch.to(self.device).broadened(self.config.data.line_shapes) for batch in micro_batches]
+        data = self.config.data
+        batches = [batch.to(self.device).broadened(data.line_shapes, data.spectra) for batch in micro_batches]
         self.utilisation.observe(batches[0])
         means = accumulate(self.engine, self.module, batches, generator)
         result = self.engine.step()
@@ -169,12 +211,15 @@ class Trainer:
         counts = torch.tensor(
             [[len(b.keys), len(b.numbers), b.missing, keyed.mix(b.records, 0).sum().item()] for b in batches]
         )
-        # Whether to stop is agreed on with what is added up anyway: it costs no step anything.
-        counts = torch.cat([counts.sum(0), torch.tensor([int(interruption.asked())])]).to(self.device)
+        # Whether to stop, and whether a save gets on, is agreed on with what is added up anyway: it costs no step
+        # anything.
+        states = torch.tensor([int(interruption.asked()), int(not self.saver.finished)])
+        counts = torch.cat([counts.sum(0), states]).to(self.device)
         all_reduce(counts)
-        molecules, atoms, missing, digest, asked = counts.tolist()
-        self.stopping = asked > 0
+        molecules, atoms, missing, digest, asked, writing = counts.tolist()
+        self.stopping, self.written = asked > 0, writing == 0
         return means | {
+            "loss": sum(factor * means[term] for term, factor in self.module.terms.items()),
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "molecules": molecules,
@@ -198,6 +243,7 @@ class Trainer:
             f"the records are in {path}"
         )
         if self.skipped >= self.config.training.max_skipped:
+            self.saver.wait()  # all ranks are here
             raise UserError(
                 f"{self.skipped} steps in a row were not finite; records in {self.dir}/not-finite-step-*.json; "
                 "lower schedule.peak or set engine.clip"
@@ -209,11 +255,14 @@ class Trainer:
         for name, value in step.items():
             self.counts[name] += value
             self.window[name] += value
+        if math.isfinite(values["loss"]):
+            self.finite += 1
+            for name in self.losses:
+                self.losses[name] += values[name]
         if self.done % self.config.training.log_every and self.done != self.config.training.steps:
             return
         spent = self.window["seconds"]
         values |= {
-            "loss": sum(factor * values[term] for term, factor in self.module.terms.items()),
             "molecules_per_second": self.window["records"] / spent,
             "atoms_per_second": self.window["atoms"] / spent,
             "data_wait": self.window["waited"] / spent,
@@ -226,32 +275,48 @@ class Trainer:
         self.progress.report(self.done, values)
         self.metrics.scalars(self.done, values)
 
+    def _validate(self):
+        """Measure on the validation set, and say what came out."""
+        errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+        self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
+        best = self.validation.state["step"]
+        said = "the best so far" if best == self.done else f"best at step {best}"
+        self.progress.note(f"step {self.done}: validation {report.errors(reported(errors, self.units))}  ({said})")
+        if self.validation.stopped:
+            self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
+
     def _save(self):
+        """Begin a save of this step; training goes on while it is written."""
         self.watchdog.reached(self.done)
-        begin = time.monotonic()
-        checkpoint.save(
-            self.engine,
-            self.dir,
+        before = self.saver.step
+        waited = self.saver.begin(
             self.done,
             position=self.position,
             seed=self.config.seed,
             config=self.config.model_dump(mode="json"),
-            extra={"counts": self.counts, "order": self._order()},
+            extra={"counts": self.counts, "order": self._order(), "validation": self.validation.state},
+            metrics={name: value / self.finite for name, value in self.losses.items() if self.finite},
         )
-        self.saved, self.save_seconds = self.done, time.monotonic() - begin
-        if self.process.rank == 0:
-            checkpoint.prune(self.dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        self.losses, self.finite = dict.fromkeys(self.losses, 0.0), 0
+        if before is not None:
+            self.progress.note(
+                f"step {self.done}: waited {waited:.1f} s until the checkpoint of step {before} was written; a larger "
+                f"checkpoint.every than {self.config.checkpoint.every} would leave it more time"
+            )
 
     def _stop(self):
         """Save, where what is left of the grace allows it, and raise Preempted; all ranks come here together."""
-        if self.saved != self.done:
+        self.saver.wait()
+        if self.saver.saved != self.done:
             grace = self.config.run.grace
-            if self._most(self.save_seconds - interruption.left(grace)) > 0:
+            seconds = self.saver.seconds  # before a save there is nothing to go by
+            if self._most(seconds - interruption.left(grace)) > 0:
                 self._end(
-                    f"not saved at step {self.done}: the last save took {self.save_seconds:.1f} s, which is more than "
-                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saved} stays"
+                    f"not saved at step {self.done}: the last save took {seconds:.1f} s, which is more than "
+                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saver.saved} stays"
                 )
             self._save()
+            self.saver.wait()
         self._end(f"saved at step {self.done}")
 
     def _stop_if_asked(self):
@@ -270,7 +335,8 @@ class Trainer:
         """Evaluate, export, draw and sum up -> the summary on rank 0."""
         config, evaluation = self.config, None
         averaged = config.engine.ema_decay is not None
-        if self.heldout_set is not None:
+        supervised = self.module.supervised
+        if self.heldout_set is not None and len(supervised) < len(self.module.objectives):
             self.progress.note("evaluating on the held-out set")
             # What is measured is what is exported.
             with self.engine.ema_weights() if averaged else nullcontext():
@@ -285,16 +351,31 @@ class Trainer:
                     self._stop_if_asked,
                 )
         weights = self.engine.weights(ema=averaged)
+        errors = self._test() if supervised else None
         if self.process.rank != 0:
             return None
-        export_encoder(weights, config.model.encoder, self.dir / "encoder")
+        best = read_weights(self.dir / predictor.FOLDER) if supervised else weights
+        export_encoder(best, config.model.encoder, self.dir / "encoder")
         train = {"steps": self.done, "parameters": sum(weight.numel() for weight in weights.values())}
         summary = report.summarise(config, train | self.counts, evaluation, self.process)
+        if supervised:
+            summary |= {"errors": errors, "validation": self.validation.state}
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         for name, figure in report.pictures(self.dir, evaluation).items():
             plot.save(figure, self.dir / "figures" / f"{name}.png")
             self.metrics.figure(self.done, name, figure)
         return summary
+
+    def _test(self):
+        """Errors of the best model on the held-out set, as reported; None where there is no such set."""
+        if self.validation.state["best"] is None:
+            self.validation.keep()
+        if self.heldout_set is None:
+            return None
+        gather_objects(None)  # the model is written
+        module = predictor.load(self.dir).module.to(self.device)
+        errors = measure(module.predict, module, self.heldout_set, self.config.data, self.device, self._stop_if_asked)
+        return reported(errors, self.units)
 
     def _most(self, number):
         """The largest of the ranks' numbers."""

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mspt.chemistry.resample import to_grid
 from mspt.chemistry.spectra import GRIDS
 from mspt.data.schema import Record, RejectedRecord
 from mspt.errors import UserError
 from shards.molecules import embed, fields
-from shards.resample import to_grid
 from shards.source import Source
 
 HELP = "a folder of JCAMP-DX files: measured IR, Raman and UV-Vis spectra"
@@ -27,7 +27,7 @@ STRUCTURES = (".mol", ".sdf")
 
 # What ##DATA TYPE says -> spectrum.
 KINDS = {r"RAMAN": "raman", r"INFRARED|\b(FT-?)?IR\b": "ir", r"\bUV\b|ULTRAVIOLET|VISIBLE": "uv_vis"}
-# What ##XUNITS says -> unit of shards.resample.
+# What ##XUNITS says -> unit of chemistry.resample.
 XUNITS = {
     r"1/CM|CM\W*-1|CM⁻¹|WAVENUMBER|RAMAN SHIFT": "cm^-1",
     r"MICROM|MICRON|\b[UΜ]M\b": "µm",  # the capital of µ is a Greek Μ

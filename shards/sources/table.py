@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mspt.chemistry.resample import TO_WAVENUMBERS, to_grid
 from mspt.chemistry.spectra import GRIDS
 from mspt.data.schema import Record, RejectedRecord
 from mspt.errors import UserError
 from shards import columns
 from shards.molecules import embed, fields
-from shards.resample import TO_WAVENUMBERS, to_grid
 from shards.source import Source
 
 HELP = "CSV or Parquet of SMILES and spectra"

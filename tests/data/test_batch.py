@@ -198,6 +198,17 @@ def test_broadened_holds_every_spectrum_as_values():
     assert all(torch.equal(again.spectra[name], batch.spectra[name]) for name in GRIDS)
 
 
+def test_a_spectrum_that_is_not_used_counts_as_missing():
+    whole = MoleculeBatch.from_records(mixed(12))
+    batch, full = whole.broadened(LINE_SHAPES, ("ir", "raman")), whole.broadened(LINE_SHAPES)
+    assert full.present["uv_vis"].any() and not batch.present["uv_vis"].any()
+    assert batch.spectra["uv_vis"].shape == full.spectra["uv_vis"].shape and not batch.spectra["uv_vis"].any()
+    for name in ("ir", "raman"):
+        assert torch.equal(batch.present[name], full.present[name])
+        assert torch.equal(batch.spectra[name], full.spectra[name])
+    assert whole.present["uv_vis"].any()
+
+
 @pytest.mark.parametrize("batch", [MoleculeBatch.empty(), MoleculeBatch.from_records([])])
 def test_empty(batch):
     batch = batch.broadened(LINE_SHAPES)

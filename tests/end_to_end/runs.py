@@ -56,10 +56,10 @@ def run(folder, processes, steps, *overrides):
     return metrics.read(folder)
 
 
-def run_and_kill(folder, processes, steps, at, everyone):
+def run_and_kill(folder, processes, steps, at, everyone, *overrides):
     """Start a run and SIGKILL it once it has logged step `at`: every process at once, or its last rank alone."""
     started = subprocess.Popen(
-        command(folder, processes, steps),
+        command(folder, processes, steps, *overrides),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

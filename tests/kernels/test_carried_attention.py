@@ -202,3 +202,18 @@ def test_compiles_in_one_graph():
     expected = run(carried_attention, leaves, gradient, some_mask(2, 9))
     for one, two in zip(run(compiled, leaves, gradient, some_mask(2, 9)), expected, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("attention", [reference.carried_score_attention, carried_attention])
+def test_weights_are_what_the_values_are_multiplied_with(attention, layers, masked):
+    leaves, _ = inputs(3, 33, 2, 8, layers)
+    mask = some_mask(3, 33) if masked else None
+    queries, keys, values = zip(*(leaf.detach().unbind(2) for leaf in leaves), strict=True)
+    weights = reference.carried_score_weights(queries, keys, mask)
+    result = torch.einsum("mhts,mshd->mthd", weights, values[-1])
+    torch.testing.assert_close(attention(queries, keys, values[-1], mask), result, rtol=1e-4, atol=1e-5)
+    there = torch.ones(3, 33, dtype=torch.bool) if mask is None else mask
+    assert (weights.transpose(1, 3)[~there] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), there.any(1)[:, None, None].expand(3, 2, 33).float())

@@ -150,3 +150,35 @@ def test_compiles_in_one_graph():
     expected = run(whiten, parts, gradient)
     for one, two in zip(run(compiled, parts, gradient), expected, strict=True):
         assert torch.equal(one, two)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    exponents=st.tuples(*[st.floats(-7, 2)] * 3),
+    gap=st.sampled_from([None, 0.0, 1e-12, 1e-7, 1e-4]),
+    regular=st.sampled_from(REGULAR),
+    seed=st.integers(0, 100),
+)
+def test_gradient_is_bounded_where_the_covariance_degenerates(exponents, gap, regular, seed):
+    """Equal or nearly equal axes, flat and vanishing ones.
+
+    A gradient through an eigenvalue decomposition divides by the gaps between eigenvalues and turns to NaN there. This
+    one is at most 7 / √ε times what comes in: with the eigenvalues of C at least ε, ‖C^{−1/2} dV‖ ≤ ‖dV‖ / √ε and
+    ‖d(C^{−1/2}) V‖ ≤ 6 ‖dV‖ / √ε.
+    """
+    torch.manual_seed(seed)
+    scales = torch.tensor([10.0**e for e in exponents])
+    if gap is not None:
+        scales = scales[0] * (1 + gap * torch.arange(3))
+    channels = 16
+    axes = torch.linalg.qr(torch.randn(channels, 4))[0].T  # orthonormal, of which three are centred
+    axes = torch.linalg.qr((axes - axes.mean(1, keepdim=True)).T)[0].T[:3]
+    vec = torch.linalg.qr(torch.randn(3, 3))[0] @ (scales[:, None] * channels**0.5 * axes)
+    weight, gradient = torch.rand(channels) + 0.5, torch.randn(1, 3, channels)
+    bound = 7 * weight.max() * gradient.norm() / min(regular) ** 0.5
+    for function, dtype in ((whiten, torch.float32), (reference.whiten, torch.float64)):
+        parts = [vec[None].to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        _, to_vec, to_weight = run(function, parts, gradient.to(dtype), regular)
+        assert to_vec.norm() <= bound
+        # The result's rows are whitened, of length √F at most.
+        assert to_weight.norm() <= 2 * gradient.norm() * channels**0.5

@@ -30,7 +30,7 @@ def test_options_are_in_the_script(capsys):
     said = script(
         capsys,
         *(*CONFIG, "--nodes=3", "--gpus-per-node=4", "--cpus-per-task=7", "--partition=gpu", "--account=chem"),
-        *("--time=1-00:00:00", "--grace=300", "--interface=ib0", "--mem=64G", "--retries=5", "training.steps=7"),
+        *("--time=1-00:00:00", "--grace=300", "--interface=ib0", "--mem=64G", "--retries=5", "data.lanes=12"),
     )
     options = {line.removeprefix("#SBATCH --") for line in said.splitlines() if line.startswith("#SBATCH")}
     assert options >= {"nodes=3", "gpus-per-node=4", "ntasks-per-node=4", "cpus-per-task=7", "partition=gpu", "mem=64G"}
@@ -38,7 +38,7 @@ def test_options_are_in_the_script(capsys):
     assert not any(option.startswith(("array", "dependency", "qos")) for option in options)
     assert "--cpus-per-task=7" in said.split("srun ")[1]
     assert "export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0" in said
-    assert "pretrain --config configs/quickstart.yaml training.steps=7" in said
+    assert "pretrain --config configs/quickstart.yaml data.lanes=12 run.grace=300" in said
     subprocess.run(["bash", "-n"], input=said, text=True, check=True)
 
 
@@ -58,7 +58,13 @@ def test_a_next_stage_waits_and_starts_from_the_one_before(capsys):
 def test_an_array_over_configurations(capsys):
     said = script(capsys, "--array", f"config={STAGE_1[1]},{CONFIG[1]}")
     assert "#SBATCH --array=0-1" in said
-    assert f"--config {STAGE_1[1]}\n" in said and f"--config {CONFIG[1]}\n" in said
+    assert f"--config {STAGE_1[1]} run.grace=120\n" in said and f"--config {CONFIG[1]} run.grace=120\n" in said
+
+
+@pytest.mark.usefixtures("on_a_cluster")
+def test_a_grace_that_was_given_stays(capsys):
+    said = script(capsys, *CONFIG, "run.grace=30")
+    assert "run.grace=30" in said and "run.grace=120" not in said
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,7 @@ def test_an_array_over_configurations(capsys):
     [
         ([*CONFIG, "training.step=5"], "unknown key training.step; did you mean steps?"),
         ([*STAGE_1, *CONFIG, "run.dir=runs/one"], "run.dir is runs/one for several of these runs"),
+        ([*CONFIG, "--nodes=3"], "data.lanes is 2, which 3 ranks do not divide"),
         ([*CONFIG, "--array", "seed"], "--array is 'seed'; give a key and its values"),
         ([*CONFIG, "--array", "seed=1,1"], "run.dir is runs/quickstart/seed-1 for several"),
         ([*CONFIG, *STAGE_1, "--array", "seed=0,1"], "--array varies one --config"),

@@ -1,10 +1,11 @@
 """Heads: their arithmetic atom by atom, their behaviour under rotation, and their gradient at zero vectors."""
 
+import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import silu
 
-from mspt.models.heads import ScalarHead, VectorHead
+from mspt.models.heads import DipoleNorm, ScalarHead, ScalarReadout, SpatialExtent, VectorHead
 
 
 def features(n=4, channels=6):
@@ -73,3 +74,70 @@ def test_scalar_head_is_one_number_an_atom():
     first, _, last = head.layers
     expected = silu(scalars @ first.weight.T) @ last.weight[0]
     torch.testing.assert_close(head(scalars), expected, rtol=1e-12, atol=1e-12)
+
+
+class Molecules:
+    """What a readout asks of a MoleculeBatch, of two molecules."""
+
+    def __init__(self, atoms=(5, 3)):
+        torch.manual_seed(3)
+        n = sum(atoms)
+        self.molecule = torch.repeat_interleave(torch.arange(2), torch.tensor(atoms))
+        self.numbers = torch.tensor([1, 6, 7, 8, 9])[torch.arange(n) % 5]
+        self.positions = torch.randn(n, 3, dtype=torch.float64)
+
+    def sum(self, values):
+        return values.new_zeros(2, *values.shape[1:]).index_add(0, self.molecule, values)
+
+
+def readout(kind, channels=6):
+    torch.manual_seed(1)
+    head = kind(channels).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return head
+
+
+@pytest.mark.parametrize("kind", [ScalarReadout, DipoleNorm, SpatialExtent])
+def test_readouts_do_not_turn_or_move_with_the_molecule(kind):
+    """The charges of the dipole do not add up to zero: about the centre of mass that does not matter."""
+    head, batch, (x, vec) = readout(kind), Molecules(), features(8)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    value = head(x, vec, batch, batch.positions)
+    assert value.shape == (2,) and not torch.allclose(value[0], value[1])
+    moved = batch.positions @ turn.T + torch.tensor([3.0, -2.0, 7.0])
+    torch.testing.assert_close(head(x, turn @ vec, batch, moved), value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(head(x, -turn @ vec, batch, -moved), value, rtol=1e-10, atol=1e-10)
+
+
+def test_readouts_from_known_charges():
+    """Two charges 2 Å apart; R² of hydrogen about the centre of mass, which is near the heavy atom."""
+    batch = Molecules((2, 1))
+    batch.numbers = torch.tensor([9, 1, 8])
+    batch.positions = torch.tensor([[0.0, 0, 0], [0, 0, 2.0], [5.0, 5, 5]]).double()
+    charges, nothing = torch.tensor([-0.5, 0.5, 1.0]).double(), torch.zeros(3, 3).double()
+    dipole, extent = readout(DipoleNorm), readout(SpatialExtent)
+    dipole.atoms = extent.atoms = lambda x, vec: (charges, nothing)
+    assert dipole(None, None, batch, batch.positions).tolist() == pytest.approx([1.0, 0.0])
+    centre = 2.0 * 1.008 / (1.008 + 18.998)
+    expected = [0.5 * (2 - centre) ** 2 - 0.5 * centre**2, 0.0]
+    assert extent(None, None, batch, batch.positions).tolist() == pytest.approx(expected)
+    atomic = torch.tensor([[0.0, 0.0, 1.0], [3.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double()
+    dipole.atoms = lambda x, vec: (0 * charges, atomic)
+    assert dipole(None, None, batch, batch.positions).tolist() == pytest.approx([13**0.5, 0.0])
+
+
+def test_readouts_have_finite_gradients_and_need_no_vectors():
+    batch, (x, _) = Molecules(), features(8)
+    for kind in (ScalarReadout, DipoleNorm, SpatialExtent):
+        head = readout(kind)
+        value = head(x, None, batch, batch.positions)
+        value.sum().backward()
+        assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
+        assert torch.equal(value, head(x, torch.zeros(8, 3, 6).double(), batch, batch.positions))
+    # A single atom has no dipole of its own charge: the root at zero.
+    batch, head = Molecules((1, 1)), readout(DipoleNorm)
+    batch.positions.zero_()
+    head(x[:2], torch.zeros(2, 3, 6).double(), batch, batch.positions).sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in head.parameters())

@@ -202,3 +202,23 @@ def test_low_precision_weights():
 def test_settings_that_do_not_fit(change, expected):
     with pytest.raises(ValueError, match=expected):
         SpecFormerSettings(**(SMALL | change))
+
+
+def test_attention_is_that_of_the_forward_pass():
+    """Of every layer: the weights times the values of its tokens are what the layer attends to."""
+    model, (values, present) = build(), spectra()
+    patches, seen = model.patches(values), []
+    for layer in model.layers:
+        layer.out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        layer.qkv.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model(patches, present)
+    expected = list(zip(seen[::2], seen[1::2], strict=True))
+    for weights, (qkv, attended) in zip(model.attention(patches, present), expected, strict=True):
+        heads = qkv.chunk(3, dim=2)[2].unflatten(2, (model.settings.heads, -1))
+        result = torch.einsum("mhts,mshd->mthd", weights, heads).flatten(2)
+        torch.testing.assert_close(result, attended, rtol=1e-9, atol=1e-12)
+
+
+def test_centres_are_the_middles_of_the_patches():
+    centres = SpecFormer(SpecFormerSettings(), 4).centres("ir")
+    assert centres[[0, 1, -1]].tolist() == [524.5, 549.5, 500 + 138 * 25 + 24.5]

@@ -6,12 +6,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import plot
+from mspt.downstream import ranking
 from mspt.training import figures
 from mspt.training.evaluation import Example
-from mspt.training.evaluation import retrieval as recalls
 
 LENGTHS = {"uv_vis": 20, "ir": 100, "raman": 100}
 
@@ -98,10 +99,19 @@ def test_reconstructions_have_one_legend():
     }
 
 
+def pairs(p):
+    """Ranks and similarities of p pairs that are more alike than others, most of them."""
+    generator = torch.Generator().manual_seed(0)
+    molecules = normalize(torch.randn(p, 8, generator=generator), dim=1)
+    spectra = normalize(molecules + 0.4 * torch.randn(p, 8, generator=generator), dim=1)
+    return ranking.ranks(molecules, spectra), molecules @ spectra.T
+
+
 def test_retrieval_shows_the_recall_that_evaluation_reports():
-    similarities = torch.randn(40, 40, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(40)
-    curves, picture, _ = figures.retrieval(similarities).axes
-    reported = recalls(similarities)
+    ranks, similarities = pairs(40)
+    curves, picture, _ = figures.retrieval(ranks, similarities).axes
+    reported = ranking.recalls(ranks)
+    assert 0 < reported["recall_at_1_molecule_to_spectrum"] < 1
     for label, name in (
         ("molecule → spectrum", "molecule_to_spectrum"),
         ("spectrum → molecule", "spectrum_to_molecule"),
@@ -116,14 +126,16 @@ def test_retrieval_shows_the_recall_that_evaluation_reports():
 
 
 def test_retrieval_of_many_shows_the_first():
-    _, picture, _ = figures.retrieval(torch.eye(300)).axes
+    ranks, similarities = pairs(300)
+    curves, picture, _ = figures.retrieval(ranks, similarities[:200, :200]).axes
+    assert "300 held-out" in curves.get_title()
     assert picture.get_images()[0].get_array().shape == (200, 200)
     assert "first 200" in picture.get_title()
 
 
 def test_a_saved_picture_is_whole(tmp_path):
     path = tmp_path / "figures" / "retrieval.png"
-    plot.save(figures.retrieval(torch.eye(1)), path)
+    plot.save(figures.retrieval(*pairs(1)), path)
     assert matplotlib.image.imread(path).shape[:2] == (506, 1210)
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.png"]
 
@@ -132,5 +144,5 @@ def test_nothing_is_left_in_pyplot():
     import matplotlib.pyplot
 
     figures.losses([{"step": 1, "loss": 1.0}])
-    figures.retrieval(torch.eye(3))
+    figures.retrieval(*pairs(3))
     assert matplotlib.pyplot.get_fignums() == []

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mspt.chemistry.resample import NOISE, resample, to_grid
 from mspt.chemistry.spectra import GRIDS
-from shards.resample import NOISE, resample, to_grid
 
 NAMES = tuple(GRIDS)
 EV_CM = 8065.543937  # CODATA 2018

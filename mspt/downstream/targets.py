@@ -1,0 +1,82 @@
+"""Targets: the units in which the field reports their errors, and what the atoms alone give of an energy.
+
+Legend: m molecules, n atoms.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mspt.chemistry.elements import MAX_NUMBER, SYMBOLS
+from mspt.errors import UserError
+
+
+class Reporting(NamedTuple):
+    """unit: of errors as they are reported. factor: from the set's unit to it. additive: a total energy, of which the
+    atoms alone give nearly all."""
+
+    unit: str
+    factor: float
+    additive: bool
+
+
+MILLI, TOTAL = Reporting("meV", 1000.0, False), Reporting("meV", 1000.0, True)
+# QM9's targets as shards/sources/qm9.py holds them, in the units of published tables.
+REPORTED = {
+    "mu": Reporting("D", 1.0, False),
+    "alpha": Reporting("a0^3", 1.0, False),
+    "homo": MILLI,
+    "lumo": MILLI,
+    "gap": MILLI,
+    "r2": Reporting("a0^2", 1.0, False),
+    "zpve": MILLI,
+    "u0": TOTAL,
+    "u298": TOTAL,
+    "h298": TOTAL,
+    "g298": TOTAL,
+    "cv": Reporting("cal/mol/K", 1.0, False),
+    "energy": TOTAL,
+}
+
+
+def units_of(molecules):
+    """name -> unit, as a shard set or its Zarr twin says."""
+    manifest = molecules.manifest
+    return manifest.get("units") or manifest["provenance"].get("units", {})
+
+
+def reporting(name, units):
+    """The Reporting of a target. units: name -> unit in the set, as of units_of."""
+    if name in REPORTED:
+        return REPORTED[name]
+    unit = units.get(name, "unit not stated")
+    return MILLI if unit == "eV" else Reporting(unit, 1.0, False)
+
+
+def fit_references(numbers, ptr, values):
+    """Energy of an atom of each element, which together give values [m] best (least squares).
+
+    numbers [n], ptr [m + 1] -> [elements known + 1] by atomic number, NaN for elements that no molecule has.
+    """
+    elements, place = np.unique(numbers, return_inverse=True)
+    m = len(ptr) - 1
+    molecule = np.repeat(np.arange(m), np.diff(ptr))
+    counts = np.bincount(molecule * len(elements) + place, minlength=m * len(elements)).reshape(m, len(elements))
+    energies = np.full(MAX_NUMBER + 1, np.nan)
+    energies[elements] = np.linalg.lstsq(counts.astype(np.float64), values, rcond=None)[0]
+    return energies
+
+
+def of_atoms(references, numbers, ptr):
+    """What the atoms alone give of each molecule's energy: numbers [n], ptr [m + 1] -> [m].
+
+    Raises UserError where an element has no reference.
+    """
+    energies = references[numbers]
+    unknown = np.isnan(energies)
+    if unknown.any():
+        raise UserError(
+            f"{SYMBOLS[int(numbers[unknown][0])]} is in none of the labelled molecules, so that nothing is known of "
+            "its energy; give more labels, or a training set that holds it"
+        )
+    return np.add.reduceat(energies, ptr[:-1])

@@ -1,0 +1,276 @@
+"""The tables of a paper, row by row: what each system is trained on and fine-tuned to, run here, and printed
+beside what was published.
+
+configs/TABLE.yaml is a Table: its rows and the published numbers. configs/TABLE/ROW.yaml is a Row: the stages of its
+pre-training and its fine-tuning, each a configuration of configs/ with keys set to other values.
+configs/scales/SCALE.yaml is a Scale: which keys have yet other values, to run it on smaller machines.
+
+Every run has its own folder under OUT, named by what makes it: rows that share a stage share its run, a run that is
+done is not run again, and one that was killed goes on.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from mspt import config
+from mspt.errors import UserError
+from mspt.files import write
+from mspt.settings import Settings
+
+# Where configurations look for their data; `--data` stands in for it.
+DATA = "data"
+SETS = ("train", "validation", "heldout")
+
+
+class Stage(Settings):
+    """config: from the row's folder. set: dotted keys and their values. kind: what a scale calls the stage."""
+
+    config: str
+    kind: str = "finetune"
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Row(Settings):
+    """name: as the paper has it. stages: of pre-training, each from the encoder before. set: keys of every stage."""
+
+    name: str
+    stages: tuple[Stage, ...] = ()
+    finetune: Stage
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scale(Settings):
+    """How a table is run. targets: which of its (null: all). labels: how many to fine-tune on -> keys that depend on
+    it; none: as the configuration says. seeds: of fine-tuning; pre-training is run once. set: kind of stage -> keys.
+    encoders: name -> settings that are other than the row's.
+    """
+
+    targets: tuple[str, ...] | None = None
+    labels: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    set: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    encoders: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class Table(Settings):
+    """title; targets; rows: files of its folder, in order. published: row -> target -> number."""
+
+    title: str
+    targets: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[str, ...] = Field(min_length=1)
+    published: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: a configuration with overrides, in a folder that they name. after: what it starts with."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    after: "Run | None" = None
+
+    @property
+    def done(self):
+        return (self.folder / "summary.json").exists()
+
+    def command(self, processes):
+        """The command that runs it, as so many ranks."""
+        alone = [sys.executable, "-m", "mspt.cli"]
+        ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        start = alone if processes == 1 else [*ranks, "-m", "mspt.cli"]
+        return [*start, "pretrain", "--config", str(self.config), *self.overrides, f"run.dir={self.folder}"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table that is run: a row's error of a target after so many labels (None: the full number)."""
+
+    row: str
+    target: str
+    labels: int | None
+    seed: int
+    run: Run
+
+
+def read(kind, path):
+    """A Table or Row from its file. Raises UserError where it cannot be read or does not fit."""
+    try:
+        return kind.model_validate(yaml.safe_load(Path(path).read_text()))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a table of configs/, such as table1"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']} (got {first['input']!r})") from error
+
+
+class Plan:
+    """The runs of a table at a scale.
+
+    table: configs/TABLE.yaml. scale: a file of configs/scales/, without its ending. data: folder of the shard sets.
+    out: folder of the runs. only: what to take of rows, targets, labels and seeds (name -> values; what is not named is
+    taken whole).
+
+    Raises UserError where the table, a row or a configuration does not fit, or only names what there is not.
+    """
+
+    def __init__(self, table, scale, data, out, only):
+        self.path, self.data, self.out = Path(table), Path(data), Path(out)
+        self.table = read(Table, self.path)
+        self.scale = read(Scale, self.path.parent / "scales" / f"{scale}.yaml")
+        targets = tuple(t for t in self.table.targets if self.scale.targets is None or t in self.scale.targets)
+        self.rows = self._chosen("rows", self.table.rows, only)
+        self.targets = self._chosen("targets", targets, only)
+        self.labels = self._chosen("labels", tuple(self.scale.labels) or (None,), only)
+        self.seeds = self._chosen("seeds", self.scale.seeds, only)
+        self.names = {name: read(Row, self._row_file(name)).name for name in self.table.rows}
+        self.cells = [cell for row in self.rows for cell in self._cells(row)]
+
+    def _row_file(self, name):
+        return self.path.with_suffix("") / f"{name}.yaml"
+
+    def _chosen(self, name, there, only):
+        wanted = only.get(name)
+        for value in wanted or ():
+            if value not in there:
+                raise UserError(f"--{name}: {value} is not in this table; it has {', '.join(map(str, there))}")
+        return tuple(value for value in there if not wanted or value in wanted)
+
+    def _cells(self, name):
+        row = read(Row, self._row_file(name))
+        before = None
+        for stage in row.stages:
+            before = self._run(row, stage, {}, before, "pretrained")
+        for target in self.targets:
+            for labels in self.labels:
+                own = {} if labels is None else {"data.limit": labels} | self.scale.labels[labels]
+                for seed in self.seeds:
+                    keys = own | {"objectives.property.target": target, "seed": seed}
+                    yield Cell(name, target, labels, seed, self._run(row, row.finetune, keys, before, "finetuned"))
+
+    def _run(self, row, stage, own, before, family):
+        """A stage as a Run whose folder is named by everything that makes it."""
+        path = Path(os.path.normpath(self.path.with_suffix("") / stage.config))
+        keys = row.set | stage.set | self.scale.set.get(stage.kind, {}) | own
+        loaded = config.load(path, [_override(*item) for item in keys.items()])
+        for name, value in self.scale.encoders.get(loaded.model.encoder.name, {}).items():
+            keys[f"model.encoder.{name}"] = value
+        for name in SETS:
+            folder = getattr(loaded.data, name)
+            if folder and Path(folder).parts[0] == DATA:
+                keys[f"data.{name}"] = str(self.data.joinpath(*Path(folder).parts[1:]))
+        keys["model.init"] = None if before is None else str(before.folder)
+        overrides = tuple(_override(*item) for item in keys.items())
+        resolved = config.load(path, overrides).model_dump(mode="json")
+        del resolved["run"]
+        digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+        return Run(path, overrides, self.out / family / f"{path.stem}-{digest}", before)
+
+    @property
+    def runs(self):
+        """All runs, each once, in an order in which each comes after the one that it starts from."""
+        found = {}
+        for cell in self.cells:
+            chain, run = [], cell.run
+            while run is not None:
+                chain.append(run)
+                run = run.after
+            found |= {run.folder: run for run in reversed(chain)}
+        return list(found.values())
+
+    def perform(self, jobs, processes, say=print):
+        """Do the runs that are not done, so many at a time, each as so many ranks -> those that failed.
+
+        What starts from a run that failed is not tried.
+        """
+        failed, waiting = {}, [run for run in self.runs if not run.done]
+        total, begun = len(waiting), 0
+        while waiting:
+            ready = [run for run in waiting if run.after is None or run.after.done]
+            blocked = [run for run in waiting if run.after is not None and run.after.folder in failed]
+            failed |= {run.folder: "the stage before it failed" for run in blocked}
+            waiting = [run for run in waiting if run not in ready and run not in blocked]
+            with ThreadPoolExecutor(jobs) as pool:
+                for run, code in pool.map(lambda run: (run, self._perform(run, jobs, processes)), ready):
+                    begun += 1
+                    if code:
+                        failed[run.folder] = f"ended with {code}; see {run.folder}.log"
+                    say(f"{begun}/{total} {run.folder.name} {failed.get(run.folder, 'done')}")
+        return failed
+
+    def _perform(self, run, jobs, processes):
+        """Run it, what it says into FOLDER.log -> its exit code."""
+        threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{run.folder}.log").open("ab") as log:
+            environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+            return subprocess.run(run.command(processes), stdout=log, stderr=log, env=environment).returncode
+
+    def results(self):
+        """row -> labels -> target -> {mae: one a seed that is done, unit, count}."""
+        found = {}
+        for cell in self.cells:
+            if cell.run.done:
+                errors = json.loads((cell.run.folder / "summary.json").read_text())["errors"][cell.target]
+                place = found.setdefault(cell.row, {}).setdefault(cell.labels, {}).setdefault(
+                    cell.target, {"mae": [], "unit": errors["unit"], "count": errors["count"]}
+                )  # fmt: skip
+                place["mae"].append(errors["mae"])
+        return found
+
+    def text(self):
+        """The table: what came out here, its deviation over seeds, and what was published."""
+        results = self.results()
+        units = {t: each["unit"] for of in results.values() for by in of.values() for t, each in by.items()}
+        lines = [self.table.title]
+        for labels in self.labels:
+            head = ["", *(f"{target} / {units[target]}" if target in units else target for target in self.targets)]
+            body = [head]
+            for row in self.table.rows:
+                own = results.get(row, {}).get(labels, {})
+                body.append([self.names[row], *(_number(own.get(target)) for target in self.targets)])
+                published = self.table.published.get(row, {})
+                body.append(["  published", *(f"{published[t]:g}" if t in published else "" for t in self.targets)])
+            widths = [max(len(line[column]) for line in body) for column in range(len(head))]
+            lines += ["", "all labels" if labels is None else f"{labels} labels"]
+            lines += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in body]
+        return "\n".join(lines)
+
+    def save(self):
+        """Write the results as OUT/results.json -> its path."""
+        path = self.out / "results.json"
+        rows = {
+            row: {"all" if labels is None else str(labels): by for labels, by in of.items()}
+            for row, of in self.results().items()
+        }
+        write(path, json.dumps({"title": self.table.title, "published": self.table.published, "rows": rows}, indent=1))
+        return path
+
+
+def _number(found):
+    if found is None:
+        return "not run"
+    mean = statistics.fmean(found["mae"])
+    spread = f" ± {statistics.stdev(found['mae']):.2g}" if len(found["mae"]) > 1 else ""
+    return f"{mean:.4g}{spread}"
+
+
+def _override(key, value):
+    """As the command line takes it; JSON is YAML."""
+    return f"{key}={json.dumps(value)}"

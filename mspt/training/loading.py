@@ -1,0 +1,52 @@
+"""The network and the objectives of a run, out of its checkpoint, to be used for something else than training."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mspt.data.stream import DataSettings
+from mspt.errors import UserError
+from mspt.models.pretraining import NetworkSettings
+from mspt.objectives import ObjectivesSettings, Pretraining
+from mspt.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """source: the checkpoint. module: a Pretraining that is to be evaluated, on the GPU if there is one. data: the
+    DataSettings of the run, line shapes among them."""
+
+    source: Path
+    module: Pretraining
+    data: DataSettings
+    device: torch.device
+
+    def objective(self, name, purpose):
+        """The objective of this name. Raises UserError, with what it is needed for, where the run was without."""
+        if name not in self.module.objectives:
+            raise UserError(
+                f"{self.source}: the run was without objectives.{name}, which {purpose} needs; give another"
+            )
+        return self.module.objectives[name]
+
+
+def newest(source):
+    """A run folder -> its newest whole checkpoint; a checkpoint -> itself. Raises UserError where there is none."""
+    found = Path(source) if (Path(source) / "meta.json").exists() else checkpoint.latest(source)
+    if found is None:
+        raise UserError(f"{source}: no checkpoint in this run folder; train it first (mspt pretrain)")
+    return found
+
+
+def load(source):
+    """A run folder, or one of its checkpoints -> Loaded, with the weights' moving average if the run keeps one."""
+    found = newest(source)
+    config = json.loads((found / "meta.json").read_text())["config"]
+    network = NetworkSettings.model_validate(config["model"])
+    module = Pretraining(network, ObjectivesSettings.model_validate(config["objectives"]))
+    module.load_state_dict(checkpoint.read_weights(found, ema=config["engine"]["ema_decay"] is not None))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = module.to(device).eval().requires_grad_(False)
+    return Loaded(found, module, DataSettings.model_validate(config["data"]), device)

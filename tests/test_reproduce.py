@@ -1,0 +1,144 @@
+"""mspt reproduce: which runs a table is made of, and a small one from its files to its numbers."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from mspt import cli, reproduce
+from mspt.errors import UserError
+from tests.end_to_end.runs import ROOT
+
+BUNDLED = ROOT / "shards/bundled"
+CONFIGS = ROOT / "configs"
+
+
+def plan(tmp_path, table, scale="small", **only):
+    return reproduce.Plan(CONFIGS / f"{table}.yaml", scale, tmp_path / "data", tmp_path / "runs", only)
+
+
+@pytest.mark.parametrize("table", ["table1", "table2"])
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_every_row_is_complete(tmp_path, table, scale):
+    made = plan(tmp_path, table, scale)
+    assert {cell.row for cell in made.cells} == set(made.table.rows) == set(made.table.published)
+    assert set(made.targets) <= set(made.table.targets)
+    for run in made.runs:
+        data = [word for word in run.overrides if re.match(r"data\.(train|validation|heldout)=\"", word)]
+        assert data and all(str(tmp_path / "data") in word for word in data)
+        before = [word for word in run.overrides if word.startswith("model.init=")][-1]
+        assert before == f"model.init={json.dumps(run.after and str(run.after.folder))}"
+
+
+def test_rows_share_the_stages_that_are_the_same(tmp_path):
+    made = plan(tmp_path, "table1", rows=("coord", "molspectra"), targets=("homo",), labels=(1000,), seeds=(0, 1))
+    first, second = (cell.run for cell in made.cells if cell.seed == 0)
+    assert second.after.after == first.after and first.after.after is None
+    # Two stages, and one fine-tuning a row and seed.
+    assert len(made.runs) == 2 + 4 and made.runs[0] == first.after
+    assert len({run.folder for run in made.runs}) == 6
+    table2 = plan(tmp_path, "table2", rows=("all",), targets=("homo",), labels=(1000,), seeds=(0, 1))
+    assert {cell.run.folder for cell in table2.cells} == {c.run.folder for c in made.cells if c.row == "molspectra"}
+
+
+def test_an_ablation_differs_from_the_whole_in_its_spectra_alone(tmp_path):
+    made = plan(tmp_path, "table2", targets=("homo",), labels=(1000,), seeds=(0,))
+    stages = {cell.row: cell.run.after for cell in made.cells}
+    assert len({stage.after.folder for stage in stages.values()}) == 1
+    assert len({stage.folder for stage in stages.values()}) == 4
+    whole = set(stages["all"].overrides)
+    assert set(stages["no-ir"].overrides) - whole == {'data.spectra=["uv_vis", "raman"]'}
+
+
+@pytest.mark.parametrize(
+    ("table", "scale", "only", "expected"),
+    [
+        ("table3", "small", {}, "table3.yaml: cannot be read"),
+        ("table1", "tiny", {}, "tiny.yaml: cannot be read"),
+        ("table1", "small", {"rows": ("schnet",)}, "--rows: schnet is not in this table; it has egnn"),
+        ("table1", "small", {"targets": ("alpha",)}, "--targets: alpha is not in this table; it has"),
+        ("table1", "small", {"labels": (7,)}, "--labels: 7 is not in this table; it has 1000, 10000"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, table, scale, only, expected):
+    with pytest.raises(UserError, match=expected):
+        plan(tmp_path, table, scale, **only)
+
+
+SMALL = {
+    "data.lanes": 1,
+    "data.workers": 0,
+    "data.budget": {"molecules": 16, "atoms": 400},
+    "training": {"steps": 3, "log_every": 1},
+    "schedule": {"kind": "constant", "warmup": 0, "peak": 1e-3},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a table of two rows that a few steps of a tiny encoder make, and its data."""
+    for name in ("pcqm4mv2-coord", "finetune-qm9"):
+        (tmp_path / "configs/tiny").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"configs/{name}.yaml").write_text((CONFIGS / f"{name}.yaml").read_text())
+    row = {"finetune": {"config": "../finetune-qm9.yaml"}}
+    stage = {"kind": "conformers", "config": "../pcqm4mv2-coord.yaml"}
+    files = {
+        "tiny.yaml": {
+            "title": "Tiny",
+            "targets": ["homo", "mu"],
+            "rows": ["scratch", "coord"],
+            "published": {"coord": {"homo": 17.7}},
+        },
+        "tiny/scratch.yaml": row | {"name": "From scratch"},
+        "tiny/coord.yaml": row | {"name": "Coord", "stages": [stage]},
+        "scales/minute.yaml": {
+            "targets": ["homo"],
+            "labels": {20: {"data.split": {"train": 100, "validation": 20}}},
+            "seeds": [0, 1],
+            "set": {
+                "conformers": SMALL | {"data.train": str(BUNDLED / "qm9-spectra/heldout"), "data.heldout": None},
+                "finetune": SMALL
+                | {"data.train": str(BUNDLED / "qm9-spectra/heldout"), "data.heldout": None, "data.validation": None}
+                | {"evaluation": {"every": 2}},
+            },
+            "encoders": {"torchmd_et": {"layers": 1, "channels": 16, "heads": 2, "radial_functions": 8}},
+        },
+    }
+    for name, tree in files.items():
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
+    words = ["reproduce", "tiny", "--scale", "minute", "--jobs", "2"]
+    cli.main([*words, "--rows", "coord"])
+    said = capsys.readouterr().out
+    results = json.loads((project / "runs/tiny-minute/results.json").read_text())["rows"]
+    found = results["coord"]["20"]["homo"]
+    assert len(found["mae"]) == 2 and found["unit"] == "meV" and found["count"] == 103
+    assert "homo / meV" in said and "20 labels" in said and "17.7" in said
+    lines = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert "not run" in lines["From scratch"] and "±" in lines["Coord"]
+    # Nothing is left to do of that row; of the other the commands are told.
+    cli.main([*words, "--dry-run"])
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 2 and all("model.init=null" in command for command in commands)
+
+
+def test_a_run_that_fails_is_named_and_what_starts_from_it_is_left(project, capsys):
+    scale = project / "configs/scales/minute.yaml"
+    tree = yaml.safe_load(scale.read_text())
+    tree["set"]["conformers"]["data.train"] = "nowhere"
+    scale.write_text(yaml.safe_dump(tree))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", "tiny", "--scale", "minute", "--rows", "coord", "--seeds", "0"])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    (log,) = (project / "runs/tiny-minute/pretrained").glob("*.log")
+    assert "nowhere" in log.read_text() and log.name in said.err and "the stage before it failed" in said.err
+    assert "not run" in said.out
