@@ -11,12 +11,22 @@ from hypothesis import strategies as st
 from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
 from mspt.errors import UserError
+from mspt.models.encoders import egnn, painn, spherenet, torchmd_et, transformer_m
 from mspt.models.encoders.torchmd_et import TINY
 from mspt.models.pretraining import NetworkSettings, Pass
 from mspt.objectives import DENOISING, ObjectivesSettings, Pretraining, energy
 from mspt.objectives.distance import pairs
 from mspt.objectives.noise import NoiseLevels
 from tests.objectives.made import batch_of, bonded_records
+
+ENCODERS = {
+    "torchmd_et": torchmd_et.TINY,
+    "egnn": egnn.TINY,
+    "egnn_without_vectors": egnn.TINY.model_copy(update={"vectors": False}),
+    "painn": painn.TINY,
+    "spherenet": spherenet.TINY,
+    "transformer_m": transformer_m.TINY,
+}
 
 
 def build(name, **settings):
@@ -121,6 +131,24 @@ def test_no_molecules(name):
     total.backward()
     assert (sums == 0).all()
     assert all((parameter.grad == 0).all() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", DENOISING)
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_with_every_encoder_that_can_serve_it(name, encoder):
+    """A finite loss with a gradient for every parameter; or a refusal, where vectors are needed and not there."""
+    network, chosen = NetworkSettings(encoder=encoder), ObjectivesSettings.model_validate({name: {}})
+    if name in ("coord", "frad") and not encoder.gives_vectors:
+        with pytest.raises(UserError, match=f"objectives.{name} needs an encoder with vectors"):
+            Pretraining(network, chosen)
+        return
+    torch.manual_seed(0)
+    module, batch, generator = Pretraining(network, chosen).double(), molecules(), Keyed(0, 0)
+    total, _ = module("loss", batch, generator, module.weights(batch, generator))
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
+    assert any(parameter.grad.abs().max() > 0 for parameter in module.network.parameters())
 
 
 def test_only_one_denoises():

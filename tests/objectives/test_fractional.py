@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from mspt.data.batch import MoleculeBatch
 from mspt.data.keyed import Keyed
 from mspt.data.schema import Record
 from mspt.errors import UserError
+from mspt.models.encoders.torchmd_et import TINY
+from mspt.models.pretraining import Network, NetworkSettings
 from mspt.objectives.fractional import Frad, FradSettings, rotatable, turned
 from mspt.training.trainer import check_bonds
 from shards.molecules import fields
@@ -52,6 +53,10 @@ def molecules():
 
 def records():
     return [Record(key=str(number), **fields(molecule)) for number, molecule in enumerate(molecules())]
+
+
+def frad(**settings):
+    return Frad(FradSettings(**settings), Network(NetworkSettings(encoder=TINY)))
 
 
 def found(bonds, batch):
@@ -105,7 +110,7 @@ def test_turning_changes_torsions_and_nothing_else():
 
 
 def test_a_record_turns_the_same_in_any_company():
-    objective = Frad(FradSettings(torsion_sigma=40.0), SimpleNamespace(width=8))
+    objective = frad(torsion_sigma=40.0)
     one, many = (batch_of(chosen) for chosen in (records()[4:5], records()))
     alone, together = (objective.start(batch, Keyed(0, 0)) for batch in (one, many))
     torch.testing.assert_close(together[many.ptr[4] : many.ptr[5]], alone, rtol=0, atol=1e-12)
@@ -114,7 +119,7 @@ def test_a_record_turns_the_same_in_any_company():
 
 
 def test_unknown_bonds_do_not_turn():
-    objective, known = Frad(FradSettings(), SimpleNamespace(width=8)), records()[:3]
+    objective, known = frad(), records()[:3]
     unknown = [replace(record, bonds=None, bond_types=None) for record in known]
     for batch in (batch_of([known[0], unknown[2]]), batch_of(unknown)):
         start = objective.start(batch, Keyed(0, 0))
