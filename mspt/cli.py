@@ -57,7 +57,7 @@ def evaluate(options):
 
 
 def predict(options):
-    """Write what a fine-tuned model predicts for the molecules of a set, as a CSV of key and value."""
+    """Write what a fine-tuned model predicts for the molecules of a set, as a CSV or with forces as extended XYZ."""
     from mspt.downstream import predictor
 
     count, units = predictor.predict(options.run, options.data, options.out, options.budget_atoms)
@@ -187,7 +187,7 @@ def build_parser():
     prediction = commands.add_parser("predict", help=predict.__doc__)
     prediction.add_argument("run", help="a run folder of mspt finetune, or the model/ in it")
     prediction.add_argument("--data", required=True, help="a shard set or its Zarr twin")
-    prediction.add_argument("--out", required=True, metavar="FILE.csv", help="the table to write")
+    prediction.add_argument("--out", required=True, metavar="FILE.csv|FILE.xyz", help="what to write")
     prediction.add_argument(
         "--budget-atoms", type=int, default=8192, help="atoms that are predicted together (default: %(default)s)"
     )

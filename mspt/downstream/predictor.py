@@ -1,7 +1,9 @@
 """A fine-tuned model on its own: encoder, heads and statistics as one folder, and predictions from it.
 
-config.json         encoder, objectives (the supervised ones), units: name -> unit of what it predicts
-model.safetensors   their parameters and statistics, by the names that they have in the run
+Files of the folder:
+
+    config.json         encoder, objectives (the supervised ones), units: name -> unit of what it predicts
+    model.safetensors   their parameters and statistics, by the names that they have in the run
 """
 
 import csv
@@ -16,6 +18,7 @@ import torch
 from pydantic import ValidationError
 
 from mspt import files
+from mspt.chemistry.elements import SYMBOLS
 from mspt.data.opening import open_set, sequential
 from mspt.data.packing import Budget
 from mspt.errors import UserError
@@ -76,10 +79,11 @@ def load(folder):
 
 @torch.no_grad()
 def predict(folder, data, out, budget_atoms=8192):
-    """Write a CSV of key and predicted values of every molecule of a set as out -> how many, and the units.
+    """Write what a model predicts of every molecule of a set as out -> how many, and name -> unit.
 
-    folder: as load's. data: a shard set or its Zarr twin. Runs on the GPU if there is one. Raises UserError where one
-    of them cannot be read or a molecule is over the budget.
+    folder: as load's. data: a shard set or its Zarr twin. out: a CSV of key and values, or, where its name ends with
+    .xyz, extended XYZ with forces too if the model has them. Runs on the GPU if there is one. Raises UserError where
+    one of them cannot be read or a molecule is over the budget.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor, molecules = load(folder), open_set(data)
@@ -88,13 +92,29 @@ def predict(folder, data, out, budget_atoms=8192):
         raise UserError(
             f"--budget-atoms is {budget_atoms}, but a molecule of {data} has {largest}; set it to that or more"
         )
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = module.labels[0]
-    table.writerow(["key", *names])
+    text, names = io.StringIO(), module.labels[0]
+    as_frames = Path(out).suffix == ".xyz"
+    if not as_frames:
+        csv.writer(text, lineterminator="\n").writerow(["key", *names])
     for batch in sequential(molecules, Budget(molecules=budget_atoms, atoms=budget_atoms)):
-        predicted = module.predict(batch.to(device))
-        columns = [predicted[name].tolist() for name in names]
-        table.writerows([key, *values] for key, *values in zip(batch.keys, *columns, strict=True))
+        predicted = {name: values.cpu() for name, values in module.predict(batch.to(device)).items()}
+        (_frames if as_frames else _rows)(text, batch, names, predicted)
     files.write(out, text.getvalue())
     return len(molecules), {name: predictor.units.get(name, "unit not stated") for name in names}
+
+
+def _rows(text, batch, names, predicted):
+    columns = [predicted[name].tolist() for name in names]
+    csv.writer(text, lineterminator="\n").writerows(zip(batch.keys, *columns, strict=True))
+
+
+def _frames(text, batch, names, predicted):
+    """Extended XYZ, which ASE reads: positions in Å, forces in eV/Å."""
+    per_atom = torch.cat([batch.positions, *([predicted["forces"]] if "forces" in predicted else [])], 1).tolist()
+    properties = "species:S:1:pos:R:3" + (":forces:R:3" if "forces" in predicted else "")
+    symbols, ptr = [SYMBOLS[z] for z in batch.numbers.tolist()], batch.ptr.tolist()
+    for i, key in enumerate(batch.keys):
+        values = " ".join(f"{name}={predicted[name][i].item()!r}" for name in names)
+        text.write(f'{ptr[i + 1] - ptr[i]}\nProperties={properties} key="{key}" {values} pbc="F F F"\n')
+        for symbol, row in zip(symbols[ptr[i] : ptr[i + 1]], per_atom[ptr[i] : ptr[i + 1]], strict=True):
+            text.write(f"{symbol} {' '.join(f'{value:.8g}' for value in row)}\n")

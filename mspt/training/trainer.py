@@ -324,7 +324,7 @@ class Trainer:
 
     def _test(self):
         """Errors of the best model on the held-out set, as reported; None where there is no such set."""
-        if self.validation.shardset is None:
+        if self.validation.state["best"] is None:
             self.validation.keep()
         if self.heldout_set is None:
             return None

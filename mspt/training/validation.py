@@ -160,7 +160,7 @@ class Validation:
         self.engine.train()
         metric = sum(each.metric(errors) for each in self.module.supervised.values())
         best = self.state["best"]
-        if best is None or metric < best:
+        if math.isfinite(metric) and (best is None or metric < best):
             self.state = {"best": metric, "step": step, "since": 0}
             self.keep()
         else:
