@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Networks that tests compare with. What the tests import of them needs nothing else; what they ask for besides (an
+# older sympy than torch's, numba, hydra) stays away.
+COMPARED := schnetpack egnn-pytorch dive-into-graphs
 # Beside the loaders of others, which need older packages: an environment of their own.
 PEERS := .venv-peers
 WITH_PEERS := benchmarks/loader.py benchmarks/planning.py
 # The others are what these share.
-SHARED := benchmarks/formats.py benchmarks/measure.py benchmarks/published.py
+SHARED := $(addprefix benchmarks/,costs.py formats.py measure.py published.py ranks.py)
 BENCHMARKS := $(sort $(filter-out $(WITH_PEERS) $(SHARED),$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
@@ -20,6 +23,7 @@ env: $(INSTALLED) ## make .venv with everything the other targets need
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt -e '.[bench,chem,dev,slurm]'
+	$(BIN)/pip install -c constraints.txt --no-deps $(COMPARED)
 	touch $@
 
 pretrain: env ## pre-train in two stages on the bundled molecules, as two processes
@@ -29,7 +33,8 @@ pretrain: env ## pre-train in two stages on the bundled molecules, as two proces
 # Many small pieces of work: threads would only fight over the cores.
 test: export OMP_NUM_THREADS = 1
 test: lint ## check the style and the arrows between folders, then run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/pytest tests/end_to_end  # runs of several processes, by themselves
 
 lint: env ## check the style and the arrows between folders
 	$(BIN)/ruff check

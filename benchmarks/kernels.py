@@ -1,11 +1,11 @@
 """Each fused operation: plain PyTorch beside what is in use, and the floor that no implementation gets under.
 
     python benchmarks/kernels.py [--json FILE] [--device cuda] [--runs 7] [--only whiten …]
-    python benchmarks/kernels.py --scaling [--plot FILE]
+    python benchmarks/kernels.py --sizes [--plot FILE]
 
 Published sizes on bundled molecules; medians, ratios taken in one run. The floor of a forward pass is the larger of two
 times: reading every argument and writing every result once at the rate of a large copy, and the multiply-adds at the
-rate of a matrix product; a backward pass counts twice. --scaling: the encoder's forward and backward against the number
+rate of a matrix product; a backward pass counts twice. --sizes: the encoder's forward and backward against the number
 of molecules and, as one system of molecules side by side, against its atoms.
 """
 
@@ -199,7 +199,7 @@ def packed(atoms, device):
     return numbers.to(device), positions.to(device), ptr.to(device)
 
 
-def scaling(options):
+def sizes(options):
     """Time the encoder over sizes, print and draw -> what goes into the result."""
     device = options.device
     keep_freed_memory()  # as the trainer does
@@ -235,7 +235,7 @@ def scaling(options):
             print(f"{size:8d} {axis:10s} {len(graph.source):9d} edges {1e3 * seconds:10.2f} ms")
     if options.plot:
         draw(rows, options.plot)
-    return {"scaling": rows}
+    return {"sizes": rows}
 
 
 def draw(rows, path):
@@ -256,11 +256,11 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=[make.__name__ for make in OPERATIONS])
-    parser.add_argument("--scaling", action="store_true", help="the encoder over sizes, in place of the operations")
-    parser.add_argument("--largest", type=int, default=100_000, help="atoms of the largest system of --scaling")
-    parser.add_argument("--plot", type=Path, help="draw --scaling here (PNG)")
+    parser.add_argument("--sizes", action="store_true", help="the encoder over sizes, in place of the operations")
+    parser.add_argument("--largest", type=int, default=100_000, help="atoms of the largest system of --sizes")
+    parser.add_argument("--plot", type=Path, help="draw --sizes here (PNG)")
     options = parser.parse_args()
-    result = scaling(options) if options.scaling else operations(options)
+    result = sizes(options) if options.sizes else operations(options)
     if options.json:
         measure.write(options.json, measure.machine(options.device) | result)
 

@@ -185,7 +185,7 @@ class Plan:
     @property
     def runs(self):
         """All runs, each once, in an order in which each comes after the one that it starts from."""
-        found = Field(default_factory=dict)
+        found = {}
         for cell in self.cells:
             chain, run = [], cell.run
             while run is not None:
@@ -224,7 +224,7 @@ class Plan:
 
     def results(self):
         """row -> labels -> target -> {mae: one a seed that is done, unit, count}."""
-        found = Field(default_factory=dict)
+        found = {}
         for cell in self.cells:
             if cell.run.done:
                 errors = json.loads((cell.run.folder / "summary.json").read_text())["errors"][cell.target]

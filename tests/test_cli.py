@@ -117,7 +117,7 @@ def test_a_run_from_start_to_export(tmp_path):
     """One process, with evaluation: the files and the numbers that the README promises."""
     run(tmp_path / "run", 1, 2, f"data.heldout={SHARDS}", "engine.ema_decay=0.9")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_mse", "masked_mse"):
+    for name in ("recall_at_10_molecule_to_spectrum", "recall_at_10_chance", "denoise_coord", "masked_mse"):
         assert summary["heldout"][name] > 0
     assert summary["heldout"]["masked_mse_baseline"] > 0
     assert summary["train"]["molecules_per_second"] > 0

@@ -140,5 +140,5 @@ def test_a_run_that_fails_is_named_and_what_starts_from_it_is_left(project, caps
     assert ended.value.code == 2
     said = capsys.readouterr()
     (log,) = (project / "runs/tiny-minute/pretrained").glob("*.log")
-    assert "nowhere" in log.read_text() and f"{log}" in said.err and "the stage before it failed" in said.err
+    assert "nowhere" in log.read_text() and log.name in said.err and "the stage before it failed" in said.err
     assert "not run" in said.out

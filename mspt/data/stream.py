@@ -64,9 +64,9 @@ class Split(Settings):
 
 class DataSettings(Settings):
     """train: the folder or URL of a shard set; or mixture: several with weights. heldout: of another, to measure on at
-    the end. validation: of another, to measure on meanwhile (evaluation). split: cut these three out of train instead.
-    limit: train on the first so many records in the order of split's seed (0 without a split): those of a smaller limit
-    are among those of a larger one.
+    the end. validation: of another, to measure on meanwhile (evaluation). split: cut out of train what is not given of
+    these. limit: train on the first so many records in the order of split's seed (0 without a split): those of a
+    smaller limit are among those of a larger one.
 
     lanes: fixed streams that the data is dealt to; each gives one micro-batch a step, so a rank accumulates lanes /
     ranks of them. workers: loader processes a rank; 0 loads in the trainer. window: blocks that are shuffled together.
@@ -101,8 +101,8 @@ class DataSettings(Settings):
             raise ValueError("give either train, one shard set, or mixture, a list of path and weight")
         if self.mixture and (self.split or self.limit):
             raise ValueError("split and limit choose among the records of train, one shard set; mixture has several")
-        if self.split and (self.heldout or self.validation):
-            raise ValueError("split cuts validation and heldout out of train; leave their folders out, or split")
+        if self.split and self.validation:
+            raise ValueError("split cuts the validation set out of train; leave data.validation out, or split")
         return self
 
     @property
@@ -135,11 +135,13 @@ class DataSettings(Settings):
 
         Raises UserError where a molecule of it is over the budget.
         """
-        path = self.train if self.split else getattr(self, name)
+        path, cut = getattr(self, name), False
+        if path is None and self.split:
+            path, cut = self.train, True
         if path is None:
             return None
         shardset = ShardSet.open(path, self.store)
-        if self.split:
+        if cut:
             shardset = shardset.select(self.split.numbers(shardset, name))
         packing.check(shardset.manifest["largest"], self.budget, path)
         return shardset if len(shardset) else None

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import mspt
 from mspt import files
+from mspt.data.batch import Bonds
 from mspt.data.block import ptr_of
 from mspt.data.opening import open_set, sequential
 from mspt.data.packing import Budget
@@ -48,8 +49,10 @@ def vectors(network, molecules, pool="sum", budget_atoms=8192, targets=()):
     with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
         # A molecule has an atom or more, so that atoms alone are what binds.
         for batch in sequential(molecules, Budget(molecules=budget_atoms, atoms=budget_atoms), targets):
-            ptr = batch.ptr.to(device)
-            scalars = network(batch.numbers.to(device), batch.positions.to(device), ptr)[0]
+            ptr, bonds = batch.ptr.to(device), batch.bonds
+            bonds = bonds and Bonds(*(part.to(device) for part in bonds))
+            more = encoders.beside(network, bonds)
+            scalars = network(batch.numbers.to(device), batch.positions.to(device), ptr, **more)[0]
             yield batch, torch.segment_reduce(scalars, pool, lengths=ptr.diff()), scalars
             bar.update(len(batch.keys))
 

@@ -5,7 +5,7 @@ may stand in for it. MSPT_KERNELS names one; `auto`, the default, takes the C++ 
 found, Triton's on a GPU, and the reference for what they leave out.
 """
 
-from mspt.kernels.reference import Geometry, Graph, neighbour_embedding, pair_geometry
+from mspt.kernels.reference import Geometry, Graph, neighbour_embedding, pair_geometry, sum_by_target
 from mspt.kernels.selection import implementation, pick, use
 from mspt.kernels.spline import RadialBasis
 
@@ -20,6 +20,7 @@ __all__ = [
     "pair_geometry",
     "radius_graph",
     "radius_graph_attention",
+    "sum_by_target",
     "update",
     "use",
     "whiten",

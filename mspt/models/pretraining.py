@@ -36,18 +36,21 @@ class View:
     """A micro-batch's structures at some positions [n, 3]: features are computed once, whoever asks first.
 
     batch: a broadened MoleculeBatch, clean. differentiable: forces are to be taken, so that features keep their graph
-    down to the positions, in evaluation too.
+    down to the positions, in evaluation too. modes [m]: by what an encoder that sees bonds sees each molecule; None: by
+    all there is.
     """
 
-    def __init__(self, network, batch, positions, differentiable=False):
-        self.network, self.batch = network, batch
+    def __init__(self, network, batch, positions, differentiable=False, modes=None):
+        self.network, self.batch, self.modes = network, batch, modes
         self.positions = positions.detach().requires_grad_() if differentiable else positions
 
     @cached_property
     def structure(self):
-        """The encoder's scalars [n, F] and vectors [n, 3, F]."""
+        """The encoder's scalars [n, F] and vectors [n, 3, F] or None."""
+        encoder, batch = self.network.encoder, self.batch
+        more = encoders.beside(encoder, batch.bonds, self.modes)
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.positions.requires_grad):
-            return self.network.encoder(self.batch.numbers, self.positions, self.batch.ptr)
+            return encoder(batch.numbers, self.positions, batch.ptr, **more)
 
     @cached_property
     def molecules(self):
@@ -81,7 +84,7 @@ class Pass(View):
 
     def view(self, positions, differentiable=False):
         """The same structures at other positions, for an objective that compares them."""
-        return View(self.network, self.batch, positions, differentiable)
+        return View(self.network, self.batch, positions, differentiable, self.modes)
 
     @cached_property
     def spectrum(self):
@@ -95,7 +98,7 @@ class Pass(View):
 
     def anchor(self):
         """Zero, with a gradient path to every output: a parameter without a gradient would stall the other ranks."""
-        outputs = list(self.structure)
+        outputs = [output for output in self.structure if output is not None]
         if self.network.specformer is not None:
             outputs += [self.spectrum[1], *self.reconstruction.values()]
         return sum(output.float().sum() for output in outputs) * 0.0

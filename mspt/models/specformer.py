@@ -146,7 +146,7 @@ class SpecFormer(nn.Module):
         x = only(mask, torch.cat(parts, 1) + self.positions)
         queries, keys = [], []
         for layer in self.layers:
-            x = layer(x, queries, keys, mask)
+            x, queries, keys = layer(x, queries, keys, mask)
         return only(mask, x), mask, queries, keys
 
     def reconstruct(self, tokens):
@@ -203,15 +203,15 @@ class Layer(nn.Module):
         nn.init.zeros_(self.qkv.bias)
 
     def forward(self, x, queries, keys, mask):
-        """x [m, T, d]; queries and keys of the layers before, to which this layer's are added; mask bool [m, T] of the
-        tokens that are there, None where all are."""
+        """x [m, T, d]; queries and keys: lists of the layers before; mask bool [m, T] of the tokens that are there,
+        None where all are -> x, and the lists with this layer's at the end. (ZeRO 3 hands a module copies of lists.)
+        """
         m, t, d = x.shape
         q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).unbind(2)
-        queries.append(q)
-        keys.append(k)
+        queries, keys = [*queries, q], [*keys, k]
         attended = kernels.carried_score_attention(queries, keys, v, mask)
         x = self.attention_norm(x + self.out(attended.view(m, t, d)), mask)
-        return self.feed_norm(x + self.down(gelu(self.up(x))), mask)
+        return self.feed_norm(x + self.down(gelu(self.up(x))), mask), queries, keys
 
 
 class TokenLayerNorm(nn.LayerNorm):

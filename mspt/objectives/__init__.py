@@ -3,15 +3,18 @@
 An objective is an nn.Module built from (settings, network) with
 
 - `terms`: name -> factor of the terms of its loss, k of them;
-- `takes_forces`, where it has the attribute: whether its forward differentiates an energy by the positions;
 - `corrupt(model, batch, generator)`: sets on the pass what the network gets to see (noise, masks);
 - `weights(batch, generator) -> [k]`: what each term's sum is to be divided by, known before any forward pass;
 - `forward(model, batch, generator) -> sums [k]`, to be divided by the weights;
+- where it denoises, `trivial(batch, generator) -> sums [k]`: what predicting nothing gives;
 - where it needs statistics of what it learns from, `fit(shardsets, settings)`: takes them before training
   (settings: DataSettings);
 - where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
   `predict(model)` and `baseline(batch)`: name -> values as the labels are, by the network and by the statistics alone,
   `metric(errors)`: what the best model is chosen by.
+
+Class attributes say what it needs of others: `takes_forces` (its forward differentiates an energy by the positions) and
+`needs_bonds`.
 
 model is the Pass over this micro-batch, batch the clean MoleculeBatch, generator a Keyed source of random numbers.
 Sums and weights are added up over micro-batches and ranks before one is divided by the other, so that the gradient
@@ -25,16 +28,18 @@ from mspt.errors import UserError
 from mspt.models.pretraining import Network, Pass
 from mspt.objectives.contrast import Contrast, ContrastSettings
 from mspt.objectives.coord import Coord, CoordSettings
+from mspt.objectives.distance import SE3DDM, SE3DDMSettings
 from mspt.objectives.energy import EMGP, EMGPSettings
 from mspt.objectives.forces import Forces, ForcesSettings
+from mspt.objectives.fractional import Frad, FradSettings
 from mspt.objectives.masked_patches import MaskedPatches, MaskedPatchesSettings
 from mspt.objectives.properties import Property, PropertySettings
 from mspt.objectives.spectrum_prediction import SpectrumPrediction, SpectrumPredictionSettings
 from mspt.settings import Settings
 
-OBJECTIVES = {
-    "coord": Coord,
-    "emgp": EMGP,
+# Of these one at most: each says at which positions the network sees the molecules.
+DENOISING = {"coord": Coord, "se3_ddm": SE3DDM, "emgp": EMGP, "frad": Frad}
+OBJECTIVES = DENOISING | {
     "masked_patches": MaskedPatches,
     "contrast": Contrast,
     "property": Property,
@@ -47,7 +52,9 @@ class ObjectivesSettings(Settings):
     """Which objectives train together; null leaves one out."""
 
     coord: CoordSettings | None = None
+    se3_ddm: SE3DDMSettings | None = None
     emgp: EMGPSettings | None = None
+    frad: FradSettings | None = None
     masked_patches: MaskedPatchesSettings | None = None
     contrast: ContrastSettings | None = None
     property: PropertySettings | None = None
@@ -62,7 +69,7 @@ class ObjectivesSettings(Settings):
 class Pretraining(nn.Module):
     """Network and objectives; its forward gives a micro-batch's share of the global loss.
 
-    Raises UserError where no objective is on, or one needs spectra and there is no SpecFormer.
+    Raises UserError where no objective is on, two of them denoise, or one needs spectra and there is no SpecFormer.
     """
 
     def __init__(self, network_settings, objectives_settings):
@@ -70,6 +77,12 @@ class Pretraining(nn.Module):
         chosen = objectives_settings.chosen()
         if not chosen:
             raise UserError(f"objectives: none is on; set at least one of {', '.join(OBJECTIVES)}")
+        denoising = [name for name in chosen if name in DENOISING]
+        if len(denoising) > 1:
+            raise UserError(
+                f"objectives: {' and '.join(denoising)} are two ways of denoising, and a structure has one noise; set "
+                f"objectives.{denoising[0]}=null, or the other"
+            )
         for name in ("masked_patches", "contrast"):
             if name in chosen and network_settings.specformer is None:
                 raise UserError(f"objectives.{name} needs spectra, but model.specformer is null; set it")
@@ -97,7 +110,15 @@ class Pretraining(nn.Module):
     @property
     def takes_forces(self):
         """Whether a step differentiates an energy by the positions; the Engine must know."""
-        return any(getattr(objective, "takes_forces", False) for objective in self.objectives.values())
+        return self._any("takes_forces")
+
+    @property
+    def needs_bonds(self):
+        """Whether records should have their bonds."""
+        return self._any("needs_bonds")
+
+    def _any(self, attribute):
+        return any(getattr(objective, attribute, False) for objective in self.objectives.values())
 
     @property
     def two_passes(self):
@@ -109,8 +130,10 @@ class Pretraining(nn.Module):
         return torch.cat([objective.weights(batch, generator) for objective in self.objectives.values()]).double()
 
     def corrupted(self, batch, generator):
-        """The Pass over batch with every objective's noise and masks set."""
+        """The Pass over batch with every objective's noise and masks set, and in training what the encoder sees."""
         model = Pass(self.network, batch)
+        if self.training and getattr(self.network.encoder, "sees_bonds", False):
+            model.modes = self.network.encoder.settings.modes.drawn(batch.records, generator)
         for objective in self.objectives.values():
             objective.corrupt(model, batch, generator)
         return model
@@ -145,8 +168,9 @@ class Pretraining(nn.Module):
         """What evaluation looks at, without gradient.
 
         -> sums [terms] of the corrupted batch (contrast, which depends on its company, and what predict() is for, as
-        0); where there is a SpecFormer the reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there
-        is contrast the unit vectors of the clean molecules and whole spectra [p, F] twice.
+        0); of a denoising objective those of predicting nothing (term -> sum); where there is a SpecFormer the
+        reconstruction (name -> [m, N, P]) and masks (name -> [m, N]); where there is contrast the unit vectors of the
+        clean molecules and whole spectra [p, F] twice.
         """
         model = self.corrupted(batch, generator)
         sums, extras = [], {}
@@ -157,6 +181,9 @@ class Pretraining(nn.Module):
                 extras["embeddings"] = objective.embeddings(Pass(self.network, batch), batch)
             elif name not in self.supervised:
                 sums.append(objective(model, batch, generator).double())
+            if name in DENOISING:
+                trivial = objective.trivial(batch, generator).double()
+                extras["trivial"] = dict(zip(objective.terms, trivial, strict=True))
             if name == "masked_patches":
                 extras["reconstruction"], extras["masked"] = model.reconstruction, model.masked
         return torch.cat(sums), extras

@@ -46,7 +46,7 @@ def force(noisy, clean, batch):
 
 class EMGP(nn.Module):
     """x̃ is drawn by Langevin steps of the Gram matrix's energy, from x; −∂E/∂x̃ of the network's energy E predicts
-    F / σ, and an MLP on the vectors of the clean and the noisy molecule which of the L levels σ is.
+    F / σ. An MLP on the vectors of the clean and the noisy molecule, means over atoms, tells which of L levels σ is.
 
     What other objectives see is the clean structure: at half of the published levels the noise is above 0.3 Å, and a
     molecule is no longer itself.
@@ -88,11 +88,12 @@ class EMGP(nn.Module):
         energies, forces = view.energies_and_forces(self.energy)
         # A constant in the energy moves nothing; the zero keeps it in the graph on every rank.
         error = (forces - target).square().sum() + 0.0 * energies.sum()
-        vectors = torch.cat([model.molecules, view.molecules], 1).to(self.level[0].weight.dtype)
-        wrong = cross_entropy(self.level(vectors).to(model.molecules.dtype), level, reduction="sum")
+        vectors = torch.cat([model.molecules, view.molecules], 1) / batch.ptr.diff().clamp(min=1)[:, None]
+        logits = self.level(vectors.to(self.level[0].weight.dtype)).to(vectors.dtype)
+        wrong = cross_entropy(logits, level, reduction="sum")
         return torch.stack([error, wrong])
 
-    def baseline(self, batch, generator):
+    def trivial(self, batch, generator):
         """The sums of no force and of a level guessed blindly."""
         target = self.noisy(batch, generator)[2]
         guessed = len(batch.keys) * math.log(self.settings.levels.count)

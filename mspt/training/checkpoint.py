@@ -6,40 +6,39 @@ in full precision. KIND is weight, exp_avg, exp_avg_sq (AdamW's moments) or ema.
 once. Beside them: buffer/NAME (rank 0) and random/DEVICE, the states of the rank's random number generators.
 """
 
-import hashlib
 import json
 import logging
-import os
-import platform
 import re
 import shutil
-import subprocess
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from mspt.errors import UserError
-from mspt.files import write
 from mspt.settings import Settings
 from mspt.training.engine import gather_objects, rank_and_size
+from mspt.training.saving import PARTIAL, SCHEMA, Saver, checksum
 
-SCHEMA = 1
-PARTIAL = ".partial"  # at the end of the name of a folder that is being written or removed
 log = logging.getLogger(__name__)
 
 
 class CheckpointSettings(Settings):
-    """every: steps between checkpoints. keep_last: so many newest stay; keep_every: and each at a multiple of it."""
+    """every: steps between checkpoints. keep_last: so many newest stay; keep_every: and each at a multiple of it;
+    keep_best: and so many whose metric is lowest.
+
+    metric: loss, or a term of it as the log names them; a checkpoint's value is the mean over the steps since the save
+    before it.
+    """
 
     every: int = Field(1000, ge=1)
     keep_last: int = Field(3, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    keep_best: int | None = Field(None, ge=1)
+    metric: str = "loss"
 
 
 @dataclass(frozen=True)
@@ -53,49 +52,16 @@ class Restored:
     extra: dict
 
 
-def save(engine, run_dir, step, *, position, seed, config, extra):
+def save(engine, run_dir, step, **state):
     """Write RUN/checkpoints/step-… from all ranks in parallel and publish it -> its path. All ranks call it.
 
-    step: steps done. position, config and extra: dicts as JSON holds them. Raises UserError on every rank where any of
-    them cannot write; older checkpoints are untouched then.
+    step: steps done. state: as Saver.begin() takes it; a run keeps a Saver and does not wait. Raises UserError on every
+    rank where any of them cannot write; older checkpoints are untouched then.
     """
-    rank = engine.process.rank
-    final = Path(run_dir) / "checkpoints" / f"step-{step:08d}"
-    aside = final.with_name(final.name + PARTIAL)
-    meta = {
-        "schema": SCHEMA,
-        "step": step,
-        "updates": engine.updates,
-        "position": position,
-        "seed": seed,
-        "config": config,
-        "extra": extra,
-        "world_size": engine.process.world_size,
-        "zero_stage": engine.stage,
-        "precision": engine.settings.precision,
-        "ema": engine.ema is not None,
-        "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
-    }
-
-    def prepare():
-        for leftover in final.parent.glob(f"*{PARTIAL}"):
-            shutil.rmtree(leftover)
-        aside.mkdir(parents=True)
-
-    def publish():
-        meta["versions"], meta["git_commit"] = _versions(), _git_commit()
-        meta["files"] = {name: {"bytes": size, "sha256": digest} for name, size, digest in parts}
-        write(aside / "meta.json", json.dumps(meta, indent=1) + "\n")
-        _flush(aside)
-        if final.exists():  # damaged: load() went back to an older one and the run came here again
-            final.rename(final.with_name(f"{final.name}.replaced{PARTIAL}"))
-        aside.rename(final)
-        _flush(final.parent)
-
-    _together(final, prepare if rank == 0 else None)
-    parts = _together(final, lambda: _write_part(engine, aside / f"rank-{rank:05d}.safetensors"))
-    _together(final, publish if rank == 0 else None)
-    return final
+    saver = Saver(engine, run_dir)
+    saver.begin(step, **state)
+    saver.wait()
+    return _folder(run_dir) / f"step-{step:08d}"
 
 
 def latest(run_dir):
@@ -115,7 +81,7 @@ def latest(run_dir):
             log.warning("DAMAGED CHECKPOINT, going back to the one before it: %s", fault)
     if candidates:
         raise UserError(
-            f"{Path(run_dir) / 'checkpoints'}: none of {len(candidates)} checkpoints is whole ({fault}); restore one, "
+            f"{_folder(run_dir)}: none of {len(candidates)} checkpoints is whole ({fault}); restore one, "
             "or remove the folder to start anew"
         )
     return None
@@ -162,12 +128,23 @@ def read_weights(directory, ema=False):
     return state | {name: reader.whole("buffer", name) for kind, name in reader.pieces if kind == "buffer"}
 
 
-def prune(run_dir, keep_last, keep_every=None):
-    """Remove all checkpoints but the newest keep_last and those at multiples of keep_every steps; one rank calls it."""
-    for directory in _published(run_dir)[:-keep_last]:
-        if keep_every is None or _step(directory) % keep_every:
-            # First out of its name: a half-removed one must not look like a damaged one.
-            shutil.rmtree(directory.rename(directory.with_name(directory.name + PARTIAL)))
+def prune(run_dir, keep_last, keep_every=None, keep_best=None, metric="loss"):
+    """Remove all checkpoints that nothing keeps; one rank calls it.
+
+    Kept are the newest keep_last, those at multiples of keep_every steps, and the keep_best with the lowest metric (of
+    equals the newest). One that cannot be removed is left, with a warning.
+    """
+    there = _published(run_dir)
+    values = {directory: _metric(directory, metric) for directory in there} if keep_best else {}
+    measured = [directory for directory in reversed(there) if values.get(directory) is not None]
+    best = sorted(measured, key=values.get)[:keep_best] if keep_best else []
+    for directory in there[:-keep_last]:
+        if directory not in best and (keep_every is None or _step(directory) % keep_every):
+            try:
+                # First out of its name: a half-removed one must not look like a damaged one.
+                shutil.rmtree(directory.rename(directory.with_name(directory.name + PARTIAL)))
+            except OSError as error:
+                log.warning("%s: an old checkpoint that could not be removed: %s", directory, error)
 
 
 class _Reader:
@@ -221,49 +198,21 @@ class _Reader:
             torch.cuda.set_rng_state(file.get_tensor("random/cuda"))
 
 
-def _write_part(engine, path):
-    """Write what this rank alone holds -> (file name, bytes, checksum)."""
-    rank, world_size = engine.process.rank, engine.process.world_size
-    # At stage 0 every rank holds everything: each writes its share.
-    own = [f.share(rank, world_size) for f in engine.fragments] if engine.stage == 0 else engine.fragments
-    tensors = {}
-    for fragment in own:
-        if fragment.length:
-            for kind, elements in engine.fragment_state(fragment).items():
-                tensors[f"{kind}/{fragment.name}@{fragment.start}"] = elements.cpu()
-    if rank == 0:
-        tensors |= {f"buffer/{name}": buffer.cpu().contiguous() for name, buffer in engine.buffers().items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if engine.process.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    safetensors.torch.save_file(tensors, path)
-    _flush(path)
-    return path.name, path.stat().st_size, _checksum(path)
-
-
-def _together(final, action):
-    """Do action, where given, on this rank; once all ranks are done -> their results by rank.
-
-    Raises UserError on all ranks where any of them failed to read or write.
-    """
-    result, fault = None, None
+def _metric(directory, name):
+    """The number of that name that was saved with a checkpoint; None where there is none."""
     try:
-        result = action() if action else None
-    except (OSError, SafetensorError) as error:
-        fault = str(error)
-    outcomes = gather_objects((result, fault))
-    for rank, (_, fault) in enumerate(outcomes):
-        if fault:
-            raise UserError(
-                f"{final}: not saved, rank {rank} says: {fault}; older checkpoints are untouched: make room, then "
-                "start the same command again"
-            )
-    return [result for result, _ in outcomes]
+        return _read_meta(directory)["metrics"].get(name)
+    except UserError:
+        return None  # damaged; it stays or goes by its step
+
+
+def _folder(run_dir):
+    return Path(run_dir) / "checkpoints"
 
 
 def _published(run_dir):
     """Folders of checkpoints under their final names, oldest first."""
-    folder = Path(run_dir) / "checkpoints"
+    folder = _folder(run_dir)
     found = folder.iterdir() if folder.is_dir() else []
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
@@ -283,8 +232,8 @@ def _fault(directory, rank, world_size):
         size = path.stat().st_size if path.exists() else None
         if size != expected["bytes"]:
             return f"{path}: {'missing' if size is None else f'{size} bytes'}, should have {expected['bytes']} bytes"
-        if index % world_size == rank and _checksum(path) != expected["sha256"]:
-            return f"{path}: its content is not what was written (SHA-256 differs)"
+        if index % world_size == rank and checksum(path) != expected["xxh3_128"]:
+            return f"{path}: its content is not what was written (XXH3 differs)"
     return None
 
 
@@ -311,32 +260,3 @@ def _check_model(directory, meta, shapes):
                 f"{directory}: checkpoint of another model: parameter {name} {say[0]} there and {say[1]} here; "
                 "set model as in its meta.json, or take another run.dir"
             )
-
-
-def _checksum(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path):
-    """Have the system put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _versions():
-    packages = ("mspt", "torch", "deepspeed", "safetensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def _git_commit():
-    """The commit of the source that runs, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

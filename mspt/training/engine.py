@@ -28,7 +28,8 @@ from mspt.training.slurm import launcher_variables
 from mspt.training.whole import Whole
 
 LAUNCHED_WITH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Gradients are reduced in buckets of at most so many elements; DeepSpeed's own default keeps 2 GB for one.
+# Elements that are reduced at a time and, at ZeRO 3, gathered or updated; DeepSpeed's own defaults keep 2 GB for the
+# one and 4 GB for the others.
 BUCKET = 50_000_000
 
 
@@ -124,6 +125,13 @@ def keep_freed_memory():
         mallopt(trim_threshold, -1)  # never
 
 
+def give_back_freed_memory():
+    """Return once what has been freed so far, such as what building a model leaves between the tensors that stay."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def all_reduce(tensor, op=dist.ReduceOp.SUM):
     """Reduce a tensor over all ranks, in place; nothing to do where there is one process."""
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -173,9 +181,9 @@ class Engine:
         if self.stage == 3 and takes_forces:
             self._origin, wrapped = torch.zeros(1, device=self.process.device, requires_grad=True), Whole(module)
             deepspeed.utils.set_z3_leaf_modules(wrapped, [Whole])
-        adamw = torch.optim.AdamW(
-            _parameter_groups(module, settings.weight_decay), lr=0.0, betas=settings.betas, eps=settings.eps
-        )
+        # Fused: the others need twice the weights' memory for what they compute in between.
+        groups = _parameter_groups(module, settings.weight_decay)
+        adamw = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
         with redirect_stdout(io.StringIO()):  # its bf16 optimiser of stage 1 prints memory tables
             self._wrapped, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped, optimizer=adamw, config=self._config(module)
@@ -190,16 +198,20 @@ class Engine:
         for flat in self.masters:
             # Now and not at the first step, so that a checkpoint can be loaded before it.
             self.adamw.state[flat] = {
-                "step": torch.tensor(0.0),
+                "step": torch.tensor(0.0, device=flat.device),  # there the fused AdamW wants it
                 "exp_avg": torch.zeros_like(flat).detach(),
                 "exp_avg_sq": torch.zeros_like(flat).detach(),
             }
         self.ema = None if settings.ema_decay is None else [flat.detach().clone() for flat in self.masters]
+        give_back_freed_memory()
 
     def _config(self, module):
         settings = self.settings
         bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
         zero = {"stage": self.stage, "reduce_bucket_size": bucket}
+        if self.stage == 3:
+            limits = ("sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")
+            zero |= dict.fromkeys(limits, BUCKET)
         if settings.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.process.device.type == "cuda"}
         return {

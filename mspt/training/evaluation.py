@@ -53,6 +53,7 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     engine.eval()
     sums = torch.zeros(len(pretraining.terms), dtype=torch.float64, device=device)
     weights, pairs, examples = torch.zeros_like(sums), [], []
+    trivial = {}  # term of a denoising objective -> its sum where nothing is predicted
     baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
     if baseline:
         for shardset in train:
@@ -65,6 +66,8 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
         own, extras = engine("evaluate", batch, generator)
         sums += own
         weights += pretraining.weights(batch, generator)
+        for term, value in extras.get("trivial", {}).items():
+            trivial[term] = trivial.get(term, 0.0) + value
         if "embeddings" in extras:
             pairs.append([part.float().cpu() for part in extras["embeddings"]])
         if baseline:
@@ -73,12 +76,14 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     engine.train()
     all_reduce(sums)
     all_reduce(weights)
-    means = dict(zip(pretraining.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
+    weights = dict(zip(pretraining.terms, weights.clamp(min=1).tolist(), strict=True))
+    means = {term: value / weights[term] for term, value in zip(weights, sums.tolist(), strict=True)}
     metrics = {"molecules": len(heldout)}
-    if "coord" in means:
-        metrics["denoise_mse"] = means["coord"]
     # The errors of predicted spectra, under the names of their terms.
     metrics |= {term: mean for term, mean in means.items() if term.startswith("spectrum_")}
+    for term, value in trivial.items():
+        all_reduce(value)
+        metrics |= {f"denoise_{term}": means[term], f"denoise_{term}_baseline": value.item() / weights[term]}
     if baseline:
         metrics["masked_mse"] = sum(means[f"masked_{name}"] for name in SPECTRA)
         errors = baseline.errors()

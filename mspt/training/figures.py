@@ -13,6 +13,10 @@ SQUARES = "mean square error of log₁₀(1 + intensity)"
 TERMS = {
     "loss": ("joint loss", "weighted sum"),
     "coord": ("denoising", "mean square error (σ²)"),
+    "se3_ddm": ("distances' scores", "square error a molecule"),
+    "emgp": ("forces of the noise", "square error a molecule"),
+    "emgp_level": ("noise level", "cross-entropy (nats)"),
+    "frad": ("denoising", "mean square error (σ²)"),
     "masked_uv_vis": ("masked UV-Vis", SQUARES),
     "masked_ir": ("masked IR", SQUARES),
     "masked_raman": ("masked Raman", SQUARES),

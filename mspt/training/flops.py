@@ -30,7 +30,42 @@ def torchmd_et(settings):
     return (17 * layers - 9 + 2) * channels**2, layers * 20 * channels
 
 
-ENCODERS = {"torchmd_et": torchmd_et}
+def egnn(settings):
+    """Multiply-adds of the forward pass: per atom, per edge.
+
+    An atom and layer: 2 F² for its parts of the messages' first map, 3 F² for the update; 2 F² at the end. An edge and
+    layer: F² for the second map, 4 F for distance, gate and sum; for vectors 2 F² and 3 F at the end.
+    """
+    channels, layers = settings.channels, settings.layers
+    per_edge = layers * (channels**2 + 4 * channels) + settings.vectors * (2 * channels**2 + 3 * channels)
+    return (5 * layers + 2) * channels**2, per_edge
+
+
+def painn(settings):
+    """Multiply-adds of the forward pass: per atom, per edge.
+
+    An atom and layer: 4 F² for what it sends, 6 F² for the maps of the vectors, 5 F² for the scales of the update. An
+    edge and layer: 1.5 K F for the filters (once for both directions), 3 F for their products, 7 F for the sums, of
+    which the first layer, whose vectors are zero, does without 3 F.
+    """
+    channels, layers = settings.channels, settings.layers
+    per_edge = layers * (3 * settings.radial_functions // 2 + 10) * channels - 3 * channels
+    return 15 * layers * channels**2, per_edge
+
+
+def transformer_m(settings):
+    """Multiply-adds of the forward pass: per atom, per ordered pair of atoms; neither padding nor the token counts.
+
+    An atom and layer: 4 F² for the attention's maps and 2 F times the inner width; 3 F² for the head, K F for the sum
+    of its K functions. A pair: K² + K H for its bias; 2 F a layer for score and value, 4 F for the head.
+    """
+    channels, layers, functions = settings.channels, settings.layers, settings.gaussians
+    per_atom = layers * (4 * channels**2 + 2 * channels * settings.feed_forward) + 3 * channels**2
+    return per_atom + functions * channels, functions * (functions + settings.heads) + (2 * layers + 4) * channels
+
+
+# SphereNet's triplets are not counted: a run of it does not say its utilisation.
+ENCODERS = {"torchmd_et": torchmd_et, "egnn": egnn, "painn": painn, "transformer_m": transformer_m}
 
 
 def specformer(settings, width):
@@ -58,25 +93,40 @@ def spectrum_heads(settings, channels):
     return len(settings.spectra) * (channels + settings.hidden) * settings.hidden + settings.hidden * points
 
 
+def pair_scores(channels, molecules, atoms):
+    """Multiply-adds of SE(3)-DDM's two heads over all pairs of atoms, of molecules of one size."""
+    pairs = atoms * (atoms / max(molecules, 1) - 1) / 2
+    return 2 * pairs * (2 * channels + channels * (channels + 1) + channels * channels // 2)
+
+
 def training_step(model, objectives, molecules, atoms, edges):
-    """Floating-point operations of a training step over m molecules with n atoms and e edges, self-loops among them.
+    """Floating-point operations of a training step over m molecules with n atoms and e edges, as `edges` counts them.
 
     model: NetworkSettings, objectives: ObjectivesSettings, the encoder one of ENCODERS.
     """
     per_atom, per_edge = ENCODERS[model.encoder.name](model.encoder)
-    heads = [objectives.coord, objectives.property, objectives.forces]
-    per_atom += sum(head is not None for head in heads) * vector_head(model.encoder.channels)
+    passes, heads, channels = 1, 0, model.encoder.channels
+    vectors = [objectives.coord, objectives.frad, objectives.property, objectives.forces]
+    heads += sum(each is not None for each in vectors) * atoms * vector_head(channels)
+    if objectives.se3_ddm is not None:
+        passes, heads = 2, heads + pair_scores(channels, molecules, atoms)
+    if objectives.emgp is not None or objectives.forces is not None:
+        # Of EMGP's two structures the noisy one counts twice: forward, the gradient to its positions, and backward
+        # through both. Forces are a backward pass of their own, and training goes back through it as well.
+        passes = 3
     per_molecule = specformer(model.specformer, model.encoder.channels) if model.specformer is not None else 0
     if objectives.spectrum_prediction is not None:
-        per_molecule += spectrum_heads(objectives.spectrum_prediction, model.encoder.channels)
-    # Forces are a backward pass of their own, and training goes back through it and through what it came from.
-    passes = 9 if objectives.forces is not None else 3
-    return 2 * passes * (molecules * per_molecule + atoms * per_atom + edges * per_edge)
+        per_molecule += spectrum_heads(objectives.spectrum_prediction, channels)
+    return 2 * 3 * (molecules * per_molecule + passes * (atoms * per_atom + edges * per_edge) + heads)
 
 
 def edges(batch, settings):
-    """The number of edges of a MoleculeBatch for an encoder with a cut-off."""
-    graph = kernels.radius_graph(batch.positions, batch.ptr, settings.cutoff, settings.max_neighbours, loop=True)
+    """The number of edges of a MoleculeBatch for an encoder; the equivariant transformer's self-loops among them."""
+    if settings.cutoff is None:
+        sizes = batch.ptr.diff()
+        return int((sizes * (sizes - 1)).sum())
+    loop = settings.name == "torchmd_et"
+    graph = kernels.radius_graph(batch.positions, batch.ptr, settings.cutoff, settings.max_neighbours, loop=loop)
     return len(graph.source)
 
 

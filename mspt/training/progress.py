@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 # The parts of a loss that a line shows, beside masked_ and spectrum_ with a spectrum's name.
-PARTS = ("coord", "contrast", "property", "energy", "forces")
+PARTS = ("coord", "se3_ddm", "emgp", "emgp_level", "frad", "contrast", "property", "energy", "forces")
 
 
 class Progress:

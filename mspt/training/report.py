@@ -62,8 +62,9 @@ def sum_up(summary, folder):
     lines = [f"done: {train['steps']} steps, {train['records_seen']} molecules in {train['seconds']:.0f} s ({speed})"]
     if summary.get("errors"):
         lines.append(f"held out: {errors(summary['errors'])}")
-    if "denoise_mse" in heldout:
-        lines.append(f"held out: denoising error {heldout['denoise_mse']:.3f} (1 is predicting nothing)")
+    for name in [name for name in heldout if name.startswith("denoise_") and f"{name}_baseline" in heldout]:
+        term = name.removeprefix("denoise_")
+        lines.append(f"held out: {term} {heldout[name]:.3f} (predicting nothing: {heldout[name + '_baseline']:.3f})")
     if "masked_mse" in heldout:
         lines.append(
             f"held out: masked patches {heldout['masked_mse']:.2e} (predicting the mean: "

@@ -1,6 +1,7 @@
 """The loop: what a step is, and what happens around it."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -27,6 +28,7 @@ from mspt.training.flops import Utilisation
 from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
+from mspt.training.saving import Saver
 from mspt.training.validation import Validation, check_labels, fit_statistics, measure, reported
 from mspt.training.watchdog import Watchdog
 
@@ -43,6 +45,9 @@ class TrainingSettings(Settings):
     log_every: int = Field(10, ge=1)
     max_skipped: int = Field(10, ge=1)
 
+
+# Bonds are there if any of so many records has them; a set has them for all or, with few exceptions, for none.
+BONDS_IN = 1000
 
 # What is added up over steps: molecules and atoms of the global batches, seconds of this rank's clock.
 COUNTS = ("records", "atoms", "seconds", "waited")
@@ -62,9 +67,19 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.module = Pretraining(config.model, config.objectives)
+        self.losses = dict.fromkeys(("loss", *self.module.terms), 0.0)  # added up since the last save
+        self.finite = 0  # steps of them
+        keep = config.checkpoint
+        if keep.keep_best is not None and keep.metric not in self.losses:
+            raise UserError(
+                f"checkpoint.metric={keep.metric}: this run has no such value; take one of {', '.join(self.losses)}"
+            )
         self.stream = Stream(
             self.train_sets, config.data, config.seed, self.process.rank, self.process.world_size, self.module.labels
         )
+        if self.module.needs_bonds:
+            for shardset in [*self.train_sets, *([self.heldout_set] if self.heldout_set else [])]:
+                check_bonds(shardset)
         newest = checkpoint.latest(self.dir)
         if newest is None:
             if config.model.init:
@@ -93,9 +108,15 @@ class Trainer:
             self._check_same_order(state, newest)
             self.done, self.position, self.counts = state.step, state.position, state.extra["counts"]
             self.validation.state = state.extra.get("validation", self.validation.state)
-        self.saved = self.done if newest is not None else None
-        self.save_seconds = 0.0  # of the last save; before one there is nothing to go by
+        self.saver = Saver(
+            self.engine,
+            self.dir,
+            self.done if newest is not None else None,
+            published=lambda: checkpoint.prune(self.dir, keep.keep_last, keep.keep_every, keep.keep_best, keep.metric),
+            progressed=lambda: self.watchdog.reached(self.done),
+        )
         self.stopping = False  # a signal has reached some rank; the same on all
+        self.written = False  # all ranks have finished their part of a save; the same on all
         self.window = dict.fromkeys(COUNTS, 0.0)
         self.skipped = 0
         leads = self.process.rank == 0
@@ -133,13 +154,21 @@ class Trainer:
     def run(self):
         """Train to the last step or until validation stops it, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
-        while self.done < total and not self.validation.stopped:
-            epoch, at = self.position["epoch"], self.position["step"]
-            steps = self._most(self.stream.steps(epoch))
-            self._epoch(epoch, at, min(steps, at + total - self.done), steps)
+        try:
+            while self.done < total and not self.validation.stopped:
+                epoch, at = self.position["epoch"], self.position["step"]
+                steps = self._most(self.stream.steps(epoch))
+                self._epoch(epoch, at, min(steps, at + total - self.done), steps)
+        except Exception:
+            # Several ranks could not: the others may be waiting for this one elsewhere.
+            if self.process.world_size == 1:
+                self.saver.wait()
+            raise
         self.progress.close()
-        if self.saved != self.done:
+        self.saver.wait()
+        if self.saver.saved != self.done:
             self._save()
+            self.saver.wait()
         summary = self._finish()
         self.watchdog.close()
         self.metrics.close()
@@ -160,6 +189,8 @@ class Trainer:
                 self.position = {"epoch": epoch + 1, "step": 0} if last else {"epoch": epoch, "step": index + 1}
                 self.done += 1
                 self._account(values, time.perf_counter() - begin, waited)
+                if self.saver.step is not None and self.written:
+                    self.saver.advance()
                 if self.validation.due(self.done):
                     self._validate()
                 if self.done % self.config.checkpoint.every == 0:
@@ -180,12 +211,15 @@ class Trainer:
         counts = torch.tensor(
             [[len(b.keys), len(b.numbers), b.missing, keyed.mix(b.records, 0).sum().item()] for b in batches]
         )
-        # Whether to stop is agreed on with what is added up anyway: it costs no step anything.
-        counts = torch.cat([counts.sum(0), torch.tensor([int(interruption.asked())])]).to(self.device)
+        # Whether to stop, and whether a save gets on, is agreed on with what is added up anyway: it costs no step
+        # anything.
+        states = torch.tensor([int(interruption.asked()), int(not self.saver.finished)])
+        counts = torch.cat([counts.sum(0), states]).to(self.device)
         all_reduce(counts)
-        molecules, atoms, missing, digest, asked = counts.tolist()
-        self.stopping = asked > 0
+        molecules, atoms, missing, digest, asked, writing = counts.tolist()
+        self.stopping, self.written = asked > 0, writing == 0
         return means | {
+            "loss": sum(factor * means[term] for term, factor in self.module.terms.items()),
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "molecules": molecules,
@@ -209,6 +243,7 @@ class Trainer:
             f"the records are in {path}"
         )
         if self.skipped >= self.config.training.max_skipped:
+            self.saver.wait()  # all ranks are here
             raise UserError(
                 f"{self.skipped} steps in a row were not finite; records in {self.dir}/not-finite-step-*.json; "
                 "lower schedule.peak or set engine.clip"
@@ -220,11 +255,14 @@ class Trainer:
         for name, value in step.items():
             self.counts[name] += value
             self.window[name] += value
+        if math.isfinite(values["loss"]):
+            self.finite += 1
+            for name in self.losses:
+                self.losses[name] += values[name]
         if self.done % self.config.training.log_every and self.done != self.config.training.steps:
             return
         spent = self.window["seconds"]
         values |= {
-            "loss": sum(factor * values[term] for term, factor in self.module.terms.items()),
             "molecules_per_second": self.window["records"] / spent,
             "atoms_per_second": self.window["atoms"] / spent,
             "data_wait": self.window["waited"] / spent,
@@ -248,31 +286,37 @@ class Trainer:
             self.progress.note(f"no better one in {self.config.evaluation.patience} measurements: training ends here")
 
     def _save(self):
+        """Begin a save of this step; training goes on while it is written."""
         self.watchdog.reached(self.done)
-        begin = time.monotonic()
-        checkpoint.save(
-            self.engine,
-            self.dir,
+        before = self.saver.step
+        waited = self.saver.begin(
             self.done,
             position=self.position,
             seed=self.config.seed,
             config=self.config.model_dump(mode="json"),
             extra={"counts": self.counts, "order": self._order(), "validation": self.validation.state},
+            metrics={name: value / self.finite for name, value in self.losses.items() if self.finite},
         )
-        self.saved, self.save_seconds = self.done, time.monotonic() - begin
-        if self.process.rank == 0:
-            checkpoint.prune(self.dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        self.losses, self.finite = dict.fromkeys(self.losses, 0.0), 0
+        if before is not None:
+            self.progress.note(
+                f"step {self.done}: waited {waited:.1f} s until the checkpoint of step {before} was written; a larger "
+                f"checkpoint.every than {self.config.checkpoint.every} would leave it more time"
+            )
 
     def _stop(self):
         """Save, where what is left of the grace allows it, and raise Preempted; all ranks come here together."""
-        if self.saved != self.done:
+        self.saver.wait()
+        if self.saver.saved != self.done:
             grace = self.config.run.grace
-            if self._most(self.save_seconds - interruption.left(grace)) > 0:
+            seconds = self.saver.seconds  # before a save there is nothing to go by
+            if self._most(seconds - interruption.left(grace)) > 0:
                 self._end(
-                    f"not saved at step {self.done}: the last save took {self.save_seconds:.1f} s, which is more than "
-                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saved} stays"
+                    f"not saved at step {self.done}: the last save took {seconds:.1f} s, which is more than "
+                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saver.saved} stays"
                 )
             self._save()
+            self.saver.wait()
         self._end(f"saved at step {self.done}")
 
     def _stop_if_asked(self):
@@ -358,6 +402,15 @@ def accumulate(engine, module, batches, generator):
         sums += own
     all_reduce(sums)
     return dict(zip(module.terms, (sums / weights.clamp(min=1)).tolist(), strict=True))
+
+
+def check_bonds(shardset):
+    """Raise UserError where none of the first records of a ShardSet has its bonds."""
+    if all(record.bonds is None for record in shardset.records(range(min(len(shardset), BONDS_IN)))):
+        raise UserError(
+            f"{shardset.folder}: its records have no bonds, which objectives.frad turns; build it from a format that "
+            "has them (an SDF, qm9_raw, pcqm4mv2's SDF), or set objectives.coord instead"
+        )
 
 
 def memory_gib(device):

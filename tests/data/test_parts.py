@@ -108,9 +108,14 @@ def test_what_does_not_fit_is_refused(folder):
     ):
         with pytest.raises(UserError, match=said):
             settings.open()
-    for changes in ({"heldout": "else"}, {"validation": "else"}):
-        with pytest.raises(ValidationError, match="split cuts validation and heldout out of train"):
-            data(folder, split=split(), **changes)
+    with pytest.raises(ValidationError, match="split cuts the validation set out of train"):
+        data(folder, split=split(), validation="else")
     with pytest.raises(ValidationError, match="split and limit choose among the records of train"):
         DataSettings(mixture=({"path": "a", "weight": 1},), limit=3, lanes=1, budget=Budget(molecules=1, atoms=9))
     assert data(folder, split=split(train=RECORDS, validation=0)).open_part("heldout") is None
+
+
+def test_a_set_of_its_own_is_held_out_beside_a_split(folder):
+    settings = data(folder, split=split(), heldout=str(folder))
+    assert len(settings.open_part("heldout")) == RECORDS
+    assert len(settings.open_part("validation")) == split().validation

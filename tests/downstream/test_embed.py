@@ -10,13 +10,16 @@ import torch
 import zarr
 
 from mspt import __version__, cli
+from mspt.data.batch import MoleculeBatch
 from mspt.data.shardset import ShardSet
 from mspt.data.zarr_set import ZarrSet
 from mspt.errors import UserError
 from mspt.models import encoders
+from mspt.models.encoders import transformer_m
 from mspt.models.encoders.torchmd_et import TINY
 from mspt.training.export import ENCODER, export_encoder
-from tests.data.molecules import plain
+from tests.data.molecules import plain, write_set
+from tests.data.test_batch import bonded
 from tests.end_to_end.runs import SHARDS
 
 
@@ -125,3 +128,22 @@ def test_an_encoder_whose_files_do_not_fit(tmp_path, encoder):
     (other / "config.json").write_text('{"name": "torchmd_et", "layer": 3}')
     with pytest.raises(UserError, match=r"config\.json: encoder settings: .*layer"):
         encoders.load(other)
+
+
+def test_an_encoder_that_sees_bonds_gets_them(tmp_path):
+    """From a set that has them of every other molecule, on either way of reading it."""
+    made = [bonded(one, i) if i % 2 else one for i, one in enumerate(plain([3, 5, 4, 6]))]
+    write_set(tmp_path / "set", made)
+    ZarrSet.write(tmp_path / "set.zarr", made, {}, {})
+    torch.manual_seed(0)
+    network = encoders.build(transformer_m.TINY)
+    weights = {ENCODER + name: weight for name, weight in network.state_dict().items()}
+    folder = export_encoder(weights, transformer_m.TINY, tmp_path / "encoder")
+    batch = MoleculeBatch.from_records(made)
+    with torch.no_grad():
+        seen = network(batch.numbers, batch.positions, batch.ptr, batch.bonds)[0].numpy()
+        unseen = network(batch.numbers, batch.positions, batch.ptr)[0].numpy()
+    assert np.abs(seen - unseen).max() > 1e-3
+    for data in ("set", "set.zarr"):
+        group = embed(folder, tmp_path / data, tmp_path / f"{data}-out", "--atoms", "--budget-atoms", "9")
+        np.testing.assert_allclose(group["atoms"][:], seen, atol=1e-5)

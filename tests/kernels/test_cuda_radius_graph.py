@@ -1,6 +1,7 @@
 """The GPU's search for neighbours: compiled for GPUs that are not here, and its decisions run on the host."""
 
 import ctypes
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -55,7 +56,7 @@ def assert_same(got, expected):
 
 
 @pytest.mark.parametrize("loop", [True, False])
-@pytest.mark.parametrize(("cutoff", "max_neighbours"), [(0.4, 32), (2.0, 5), (3.0, 1), (2.5, 10**6)])
+@pytest.mark.parametrize(("cutoff", "max_neighbours"), [(0.4, 32), (2.0, 5), (3.0, 1), (2.5, 10**6), (math.inf, 10**6)])
 @pytest.mark.parametrize("sizes", [(1,), (0, 3, 0, 1, 30), (300,), (70, 2, 150, 65)])
 def test_search_is_the_reference(host, sizes, cutoff, max_neighbours, loop):
     positions, ptr = molecules(sizes, seed=sum(sizes))

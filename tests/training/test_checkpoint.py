@@ -1,15 +1,21 @@
 """Checkpoints: any stage and world size into any other, and nothing lost whatever breaks."""
 
 import json
+import os
+import shutil
 import sys
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mspt.errors import UserError
-from mspt.training import checkpoint
+from mspt.training import checkpoint, image
 from mspt.training.engine import Engine, EngineSettings
+from mspt.training.saving import Saver
 from tests.launching import launch
 
 WORKERS = Path(__file__).parent / "workers"
@@ -88,6 +94,15 @@ def test_the_same_stage_and_world_size_goes_on_bit_by_bit(runs, run):
     assert ours["updates"] == theirs["updates"] == tiny.STEPS
 
 
+@pytest.mark.parametrize("run", [run for _, run in WHOLE])
+def test_what_is_written_later_is_the_moment_of_the_save(runs, run):
+    """Training went on, to its end, before the first byte was written: the files are those of a save at once."""
+    out, _ = runs
+    folders = (name(2, run), f"{name(2, run)}-at-once")
+    later, at_once = (out / folder / "checkpoints" / f"step-{HALF:08d}" / "meta.json" for folder in folders)
+    assert json.loads(later.read_text())["files"] == json.loads(at_once.read_text())["files"]
+
+
 def test_every_element_is_written_once(runs):
     out, _ = runs
     elements = sum(p.numel() for p in tiny.Tiny().parameters())
@@ -133,7 +148,7 @@ DAMAGES = {
     "flipped byte": lambda directory: flip(directory / "rank-00000.safetensors"),
     "missing file": lambda directory: (directory / "rank-00000.safetensors").unlink(),
     "truncated": lambda directory: (directory / "rank-00000.safetensors").write_bytes(b"partial"),
-    "torn meta": lambda directory: (directory / "meta.json").write_text('{"schema": 1, "fi'),
+    "torn meta": lambda directory: (directory / "meta.json").write_text('{"schema": 2, "fi'),
     "no meta": lambda directory: (directory / "meta.json").unlink(),
 }
 
@@ -196,6 +211,82 @@ def test_another_model_is_refused_by_its_first_difference(tmp_path):
     ]:
         with pytest.raises(UserError, match=said):
             checkpoint.load(engine(module), path)
+
+
+def test_a_file_is_what_safetensors_reads(tmp_path):
+    """Every type that a buffer may have, lengths that do not align, scalars and empty ones."""
+    module, generator = tiny.Tiny(), torch.Generator().manual_seed(0)
+    for index, dtype in enumerate(image.DTYPES):
+        for shape in ((), (0,), (2 * index + 3,), (3, 5)):
+            values = torch.randint(0, 2, shape, generator=generator).to(dtype)
+            module.register_buffer(f"b{index}_{len(shape)}_{values.numel()}", values)
+    path = save(engine(module), tmp_path, 1)
+    there = load_file(path / "rank-00000.safetensors")
+    buffers = dict(module.named_buffers())
+    assert len(buffers) == 4 * len(image.DTYPES) + 1
+    for key, buffer in buffers.items():
+        found = there.pop(f"buffer/{key}")
+        assert found.dtype == buffer.dtype and torch.equal(found, buffer), key
+    for key, parameter in module.named_parameters():
+        assert torch.equal(there.pop(f"weight/{key}@0").view_as(parameter), parameter)
+    assert torch.equal(there.pop("random/cpu"), torch.get_rng_state())
+    assert {key.partition("/")[0] for key in there} == {"exp_avg", "exp_avg_sq"}
+
+
+def test_a_save_waits_for_the_one_before(tmp_path):
+    own, folder = engine(), tmp_path / "checkpoints"
+    disk, write = threading.Event(), os.write
+    state = {"position": {}, "seed": 5, "config": {}}
+    counts = {"records": 1}
+    saver = Saver(own, tmp_path)
+    assert saver.finished and saver.step is None
+    with mock.patch("os.write", lambda *arguments: disk.wait() and write(*arguments)):
+        assert saver.begin(1, extra=counts, **state) == 0
+        counts["records"] = 2  # as the trainer counts on
+        assert not saver.finished and [path.name for path in folder.glob("*")] in ([], ["step-00000001.partial"])
+        threading.Timer(0.2, disk.set).start()
+        assert saver.begin(2, extra=counts, **state) > 0.1
+        assert [path.name for path in folder.iterdir() if not path.name.endswith(".partial")] == ["step-00000001"]
+    saver.wait()
+    assert saver.saved == 2 and saver.step is None and saver.seconds > 0
+    assert [checkpoint.load(own, path).extra["records"] for path in sorted(folder.iterdir())] == [1, 2]
+
+
+def test_an_error_that_is_not_the_disk_s_is_raised_as_it_is(tmp_path):
+    saver = Saver(engine(), tmp_path)
+    saver.begin(1, position={}, seed=5, config={}, extra={"x": object()})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        saver.wait()
+    assert saver.step is None and not (tmp_path / "checkpoints" / "step-00000001").exists()
+    saver.wait()
+
+
+def test_keep_best(tmp_path, caplog):
+    own, published = engine(), []
+    losses = dict(enumerate((0.5, 0.3, 0.9, 0.3, float("nan"), 0.7, 0.8), start=1))
+    saver = Saver(own, tmp_path, published=lambda: published.append(checkpoint.latest(tmp_path).name))
+    for step, loss in losses.items():
+        saver.begin(step, position={}, seed=5, config={}, extra={}, metrics={"loss": loss, "other": -step})
+    saver.wait()
+    assert published == [f"step-{step:08d}" for step in losses]
+
+    def kept(**keep):
+        folder = tmp_path / f"pruned-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(tmp_path / "checkpoints", folder / "checkpoints")
+        checkpoint.prune(folder, **keep)
+        return [int(path.name[5:]) for path in sorted((folder / "checkpoints").iterdir())]
+
+    assert kept(keep_last=1, keep_best=1) == [4, 7]  # of equals the newest
+    assert kept(keep_last=1, keep_best=3) == [1, 2, 4, 7]
+    assert kept(keep_last=2, keep_best=6, keep_every=5) == [1, 2, 3, 4, 5, 6, 7]
+    assert kept(keep_last=2, keep_best=9) == [1, 2, 3, 4, 6, 7]  # what is not a number is never the best
+    assert kept(keep_last=1, keep_best=2, metric="other") == [6, 7]
+    assert kept(keep_last=1, keep_best=2, metric="unknown") == [7]
+    (tmp_path / "checkpoints" / "step-00000004" / "meta.json").write_text("torn")
+    assert kept(keep_last=1, keep_best=1) == [2, 7]
+    with mock.patch("shutil.rmtree", side_effect=OSError("busy")):
+        checkpoint.prune(tmp_path, keep_last=6)
+    assert "step-00000001: an old checkpoint that could not be removed: busy" in caplog.text
 
 
 def test_prune_keeps_the_newest_and_the_multiples(tmp_path):

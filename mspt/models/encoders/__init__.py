@@ -1,8 +1,9 @@
 """3D encoders, one file a published model.
 
 An encoder maps (numbers [n], positions [n, 3] Å, ptr [m + 1]) to scalars [n, F] and vectors [n, 3, F] or None; it
-knows nothing of spectra, objectives or training. A new one is a file with a settings class and a module, and a line
-in ENCODERS.
+knows nothing of spectra, objectives or training. One whose class says sees_bonds = True takes bonds (a batch's Bonds
+or None) and modes (int64 [m] or None: which molecules are seen by what) beside these, and its settings draw modes. A
+new one is a file with a settings class and a module, and a line in ENCODERS.
 """
 
 import json
@@ -17,9 +18,19 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
 from mspt.errors import UserError
+from mspt.models.encoders.egnn import EGNN, EGNNSettings
+from mspt.models.encoders.painn import PaiNN, PaiNNSettings
+from mspt.models.encoders.spherenet import SphereNet, SphereNetSettings
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
+from mspt.models.encoders.transformer_m import TransformerM, TransformerMSettings
 
-ENCODERS = {"torchmd_et": (TorchMDETSettings, TorchMDET)}
+ENCODERS = {
+    "torchmd_et": (TorchMDETSettings, TorchMDET),
+    "egnn": (EGNNSettings, EGNN),
+    "painn": (PaiNNSettings, PaiNN),
+    "spherenet": (SphereNetSettings, SphereNet),
+    "transformer_m": (TransformerMSettings, TransformerM),
+}
 
 
 class _ByName:
@@ -37,6 +48,11 @@ EncoderSettings = Annotated[reduce(operator.or_, (settings for settings, _ in EN
 def build(settings):
     """The encoder that settings describe."""
     return ENCODERS[settings.name][1](settings)
+
+
+def beside(encoder, bonds, modes=None):
+    """What an encoder takes beside numbers, positions and ptr, as keywords."""
+    return {"bonds": bonds, "modes": modes} if getattr(encoder, "sees_bonds", False) else {}
 
 
 def parse(tree):

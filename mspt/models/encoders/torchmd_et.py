@@ -3,7 +3,7 @@
 Legend: n atoms, F channels, H heads, D = F / H, K radial functions.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from torch import nn
 
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
+from mspt.models.layers import linear
 from mspt.settings import Settings
 
 
@@ -29,6 +30,7 @@ class TorchMDETSettings(Settings):
     evaluated at every distance (`direct`; knots mean nothing then).
     """
 
+    gives_vectors: ClassVar[bool] = True
     name: Literal["torchmd_et"] = "torchmd_et"
     layers: int = Field(8, ge=1)
     channels: int = Field(256, ge=1)
@@ -95,7 +97,7 @@ class NeighbourEmbedding(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(MAX_NUMBER + 1, channels)
         self.filter_weight, self.filter_bias = _stacked(functions, [channels])
-        self.combine = _linear(2 * channels, channels)
+        self.combine = linear(2 * channels, channels)
 
     def forward(self, numbers, x, basis, graph, geometry):
         around = kernels.neighbour_embedding(
@@ -119,8 +121,8 @@ class Layer(nn.Module):
         self.qkv = nn.Linear(channels, 5 * channels)
         self.qkv.weight, self.qkv.bias = _stacked(channels, [channels, channels, 3 * channels], settings.heads)
         self.gate_weight, self.gate_bias = _stacked(functions, [channels, 3 * channels], settings.heads)
-        self.o = _linear(channels, 3 * channels)
-        self.vectors = _linear(channels, 3 * channels, bias=False)
+        self.o = linear(channels, 3 * channels)
+        self.vectors = linear(channels, 3 * channels, bias=False)
 
     def forward(self, x, vec, basis, graph, geometry):
         """x [n, F], vec [n, 3, F] or None for zeros -> both after the layer."""
@@ -145,15 +147,6 @@ class WhitenedNorm(nn.Module):
 
     def forward(self, vec):
         return kernels.whiten(vec, self.weight, self.regular)
-
-
-def _linear(inputs, outputs, bias=True):
-    """A linear layer with the published initial values: Xavier weights, zero biases."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _stacked(inputs, blocks, heads=1):

@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import signal
+import threading
 import time
 from multiprocessing import connection, get_context, set_start_method
 from pathlib import Path
@@ -16,8 +17,10 @@ from tests.end_to_end.runs import ROOT, SMALL
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.end_to_end.faults.preload"])
-# What changes a folder or puts it on the disk: a kill before each of these calls is every state that a kill can leave.
-CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
+# What changes a file or folder or puts it on the disk: a kill before each of these calls is every state that a kill can
+# leave.
+CALLS = ("mkdir", "write", "rename", "replace", "unlink", "rmdir", "fsync")
+SMALL_CHUNK = 1 << 15  # bytes that a save writes at a time, so that it takes several calls
 POISONED = 5  # the step whose loss is not finite, on the last rank, in every run
 
 
@@ -57,11 +60,14 @@ class Run:
         if self.ranks[rank].is_alive():
             os.kill(self.ranks[rank].pid, number)
 
-    def end(self, grace=5.0):
-        """As a launcher does: once a rank has failed, kill those that do not end -> the exit codes."""
+    def end(self, grace=5.0, patience=30):
+        """As a launcher does: once a rank has failed, kill those that do not end -> the exit codes.
+
+        patience: seconds in which some rank must end.
+        """
         running = list(self.ranks)
         while running:
-            ended = connection.wait([rank.sentinel for rank in running], timeout=30)
+            ended = connection.wait([rank.sentinel for rank in running], timeout=patience)
             assert ended, f"hangs: {self.said()}"
             running = [rank for rank in running if rank.sentinel not in ended]
             if any(rank.exitcode for rank in self.ranks if rank not in running):
@@ -91,7 +97,7 @@ def _rank(command, environment, log, fault):
     _poison()
     if fault:
         name, *arguments = fault
-        {"die_in_save": die_in_save, "full_disk": full_disk}[name](*arguments)
+        {"die_in_save": die_in_save, "full_disk": full_disk, "slow_disk": slow_disk}[name](*arguments)
     cli.main(command)
 
 
@@ -110,34 +116,37 @@ def _poison():
 
 
 def die_in_save(number):
-    """SIGKILL itself before the change of this number that saves make to the disk."""
-    from mspt.training import checkpoint
+    """SIGKILL itself before the change of this number that its saves make to the disk, while training goes on."""
+    counted = itertools.count()
 
-    counted, save, prune = itertools.count(), checkpoint.save, checkpoint.prune
-    inside = False
+    def before():
+        if next(counted) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def counting(call):
-        def before(*arguments, **options):
-            if inside and next(counted) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+    _in_saves(CALLS, before)
+
+
+def slow_disk(seconds):
+    """Each chunk that a save writes takes so long."""
+    _in_saves(["write"], lambda: time.sleep(seconds))
+
+
+def _in_saves(names, before):
+    """Have functions of os, where the thread of a save calls them, call before() first."""
+    from mspt.training import saving
+
+    saving.CHUNK = SMALL_CHUNK
+
+    def changed(call):
+        def inside(*arguments, **options):
+            if threading.current_thread().name == saving.THREAD:
+                before()
             return call(*arguments, **options)
 
-        return before
+        return inside
 
-    def entered(call):
-        def during(*arguments, **options):
-            nonlocal inside
-            inside = True
-            try:
-                return call(*arguments, **options)
-            finally:
-                inside = False
-
-        return during
-
-    for name in CALLS:
-        setattr(os, name, counting(getattr(os, name)))
-    checkpoint.save, checkpoint.prune = entered(save), entered(prune)
+    for name in names:
+        setattr(os, name, changed(getattr(os, name)))
 
 
 def full_disk(size):

@@ -101,8 +101,8 @@ def test_faults_at_random_moments(tmp_path, ends_as_uninterrupted):
             damage(folder, own)
         faults = {}
         if kind == "rank killed in a save":
-            # In the saves that are left rank 0 makes dozens of changes to the disk, rank 1 one a save.
-            faults = own.choice([{0: ("die_in_save", own.randrange(35))}, {1: ("die_in_save", own.randrange(4))}])
+            # A save makes some 35 changes to the disk on rank 0 and 25 on rank 1, most of them writes of its file.
+            faults = own.choice([{0: ("die_in_save", own.randrange(100))}, {1: ("die_in_save", own.randrange(75))}])
         elif kind == "disk full at a save":
             faults = {own.randrange(2): ("full_disk", 20_000)}
         run = Run(folder, 2, STEPS, faults=faults)

@@ -18,6 +18,7 @@ from mspt.data.shardset import ShardSet
 from mspt.objectives import Pretraining
 from mspt.training.engine import Engine, initialise
 from mspt.training.trainer import accumulate
+from tests.objectives.made import bonded
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -53,7 +54,7 @@ for run, (dtype, stage) in RUNS.items():
             accumulation=len(sizes) // process.world_size,
             takes_forces=module.takes_forces,
         )
-        records = shards.records(range(sum(sizes)))
+        records = map(bonded, shards.records(range(sum(sizes))))
         batches = [MoleculeBatch.from_records([next(records) for _ in range(size)]).to(dtype) for size in sizes]
         own = [batch.broadened(loaded.data.line_shapes) for batch in batches[process.rank :: process.world_size]]
         accumulate(engine, module, own, Keyed(0, 0))

@@ -3,12 +3,15 @@
     resume.py OUT JOB…
 
 JOB: NAME:RUN[:FROM] (RUN: see tiny.parse). Without FROM it trains from the start and saves at steps HALF and STEPS into
-OUT/NAME; with it, it loads OUT/FROM's checkpoint of step HALF and trains on to STEPS, which it saves. Prints, as JSON,
-name -> losses of the second half.
+OUT/NAME, HALF in the background: not a byte of it is written before training is over; and HALF once more, at once, into
+OUT/NAME-at-once. With FROM it loads OUT/FROM's checkpoint of step HALF and trains on to STEPS, which it saves. Prints,
+as JSON, name -> losses of the second half.
 """
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import tiny
@@ -17,8 +20,17 @@ import torch.distributed as dist
 
 from mspt.training import checkpoint
 from mspt.training.engine import Engine, initialise
+from mspt.training.saving import THREAD, Saver
 
 HALF = 7
+disk = threading.Event()  # saves write nothing while it is not set
+write = os.write
+
+
+def held(*arguments):
+    if threading.current_thread().name == THREAD:
+        disk.wait()
+    return write(*arguments)
 
 
 def job(out, process, name, run, source=None):
@@ -37,6 +49,7 @@ def job(out, process, name, run, source=None):
         assert restored.position == {"epoch": 0, "step": HALF} and restored.extra == {"note": "é"}
         assert (engine.done, engine.updates) == (HALF, HALF)
     losses = []
+    saver = Saver(engine, out / name)
     for step in range(start, tiny.STEPS):
         total = torch.zeros((), dtype=torch.float64)
         for batch in tiny.micro_batches(step, process.rank, process.world_size, 2, dtype):
@@ -47,14 +60,23 @@ def job(out, process, name, run, source=None):
         engine.step()
         if step >= HALF:
             losses.append(float(total))
-        if step + 1 in (HALF, tiny.STEPS):
-            position = {"epoch": 0, "step": step + 1}
-            checkpoint.save(
-                engine, out / name, step + 1, position=position, seed=3, config={"a": 1}, extra={"note": "é"}
-            )
+        if step + 1 == HALF:
+            disk.set()
+            checkpoint.save(engine, out / f"{name}-at-once", HALF, **state(HALF))
+            disk.clear()
+            saver.begin(HALF, **state(HALF))
+    assert saver.step is None or not saver.finished
+    disk.set()
+    saver.begin(tiny.STEPS, **state(tiny.STEPS))  # waits for the one before
+    saver.wait()
     return losses
 
 
+def state(step):
+    return {"position": {"epoch": 0, "step": step}, "seed": 3, "config": {"a": 1}, "extra": {"note": "é"}}
+
+
 if __name__ == "__main__":
+    os.write = held
     own = initialise()
     print(json.dumps({spec.split(":")[0]: job(Path(sys.argv[1]), own, *spec.split(":")) for spec in sys.argv[2:]}))
