@@ -9,14 +9,15 @@ RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("molecule_to_spectrum", "spectrum_to_molecule")
 # Cosines closer than this are the same but for rounding in float32.
 TIE = 1e-6
-# Similarities that are worked on at once.
-CHUNK = 1 << 24
+# Similarities that are worked on at once: a CPU keeps them in its cache.
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 
-def ranks(molecules, spectra, chunk=CHUNK):
+def ranks(molecules, spectra, chunk=None):
     """Rank of every match among all, from 1: molecules [p, F], spectra [p, F] -> direction -> int64 [p].
 
-    Row i of one matches row i of the other. The rank counts those at least as similar, so that ties never help.
+    Row i of one matches row i of the other. The rank counts those at least as similar, so that ties never help. chunk:
+    similarities that are worked on at once.
     """
     p = len(molecules)
     least = (molecules * spectra).sum(1) - TIE
@@ -42,7 +43,7 @@ def recalls(ranks):
     return metrics
 
 
-def nearest(queries, library, k, chunk=CHUNK):
+def nearest(queries, library, k, chunk=None):
     """The k most similar of library [l, F] to each of queries [q, F], best first.
 
     -> similarities [q, k], int64 numbers in the library [q, k]; k at most l.
@@ -54,6 +55,7 @@ def nearest(queries, library, k, chunk=CHUNK):
 
 def _pieces(queries, library, chunk):
     """Yield slices of the queries and their similarities [rows, l] to all of the library."""
+    chunk = chunk or CHUNK[library.device.type]
     rows = max(1, chunk // max(1, len(library)))
     for start in range(0, len(queries), rows):
         own = slice(start, min(start + rows, len(queries)))

@@ -140,3 +140,13 @@ def test_matmul_rate_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     assert flops.matmul_rate("cpu", torch.float32) > 1e8
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_heads_of_predicted_spectra():
+    """What they add to a step, all of it products of matrices."""
+    model = NetworkSettings(encoder=TINY)
+    chosen = objectives.ObjectivesSettings.model_validate({"spectrum_prediction": {"hidden": 32, "spectra": ["ir"]}})
+    head = objectives.Pretraining(model, chosen).objectives["spectrum_prediction"].heads["ir"]
+    molecules = torch.randn(6, TINY.channels, requires_grad=True)
+    expected = 2 * 3 * 6 * flops.spectrum_heads(chosen.spectrum_prediction, TINY.channels)
+    assert counted(lambda: head(molecules).sum().backward()) == expected
