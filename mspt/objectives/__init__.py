@@ -39,12 +39,13 @@ from mspt.settings import Settings
 
 # Of these one at most: each says at which positions the network sees the molecules.
 DENOISING = {"coord": Coord, "se3_ddm": SE3DDM, "emgp": EMGP, "frad": Frad}
+# Each corrupts what those before it leave: forces come last, they are taken at the positions that the network sees.
 OBJECTIVES = DENOISING | {
     "masked_patches": MaskedPatches,
     "contrast": Contrast,
+    "spectrum_prediction": SpectrumPrediction,
     "property": Property,
     "forces": Forces,
-    "spectrum_prediction": SpectrumPrediction,
 }
 
 
