@@ -9,6 +9,7 @@ killing those that hang then; a message that several ranks print comes once.
 
 import argparse
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,10 +24,18 @@ def pretrain(config, overrides):
 
 
 def free_port():
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port that nothing listens on now, below those that systems give to connections.
+
+    Seconds pass until rank 0 listens there: one of those would be taken now and then.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def environments(processes):
@@ -64,7 +73,7 @@ def run(command, processes):
     if failed is None:
         return 0
     rank, code = failed
-    if rank:
+    if rank and not code == ranks[0].returncode == 2:  # else rank 0, which ended a moment later, has said the same
         sys.stderr.write("".join(f"rank {rank}: {line}" for line in said[rank]))
     return code if code > 0 else 128 - code
 
