@@ -1,5 +1,6 @@
 """launch/slurm.py on a real SLURM: real runs on two nodes, and what befalls them there."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,14 +11,12 @@ import pytest
 import torch
 import yaml
 
+from mspt import config
 from mspt.training import checkpoint, metrics
 from tests.end_to_end.runs import ROOT, SMALL, command, environment
 
 QUICKSTART = "configs/quickstart.yaml"
 STEPS = 40
-# A trainer that saves when it is signalled ends with 75; one that does not is killed by the signal, and its run goes on
-# from the last checkpoint before.
-SAVES_WHEN_SIGNALLED = any("SIGUSR1" in path.read_text() for path in (ROOT / "mspt").rglob("*.py"))
 
 
 def options(folder, *more):
@@ -126,28 +125,32 @@ def test_a_time_limit(cluster, tmp_path):
     print(said)
     resumed = int(re.search(r"resuming from .*: step (\d+)", said)[1])
     assert 0 < resumed <= reached
-    if SAVES_WHEN_SIGNALLED:
-        assert f"job {job} ended with 75: queued again" in said
-        assert resumed == reached, "a step was taken twice"
+    assert f"job {job} ended with 75: queued again" in said
+    assert resumed == reached, "a step was taken twice"
     assert_same(run, expected, steps)
 
 
 def test_stages_in_a_chain(cluster, tmp_path):
-    """The second waits for the first, starts from its encoder, and each has two ranks on one node."""
-    tree, both = yaml.safe_load((ROOT / QUICKSTART).read_text()), []
-    del tree["model"]["init"]
-    for name in ("first", "second"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree | {"run": {"dir": str(tmp_path / name)}}))
-        both += ["--config", tmp_path / f"{name}.yaml"]
-    first, second = cluster.launch(
-        *(*both, "--tasks-per-node=2", "--mem=4G", f"--logs={tmp_path / 'logs'}", "--follow"),
-        *(each for each in SMALL if not each.startswith("model.init")),
-        "training.steps=2",
+    """Each waits for the one before and starts from its encoder, the last to learn from labels; all have two ranks."""
+    stages = {"first": QUICKSTART, "second": QUICKSTART, "third": "configs/quickstart-finetune.yaml"}
+    encoder = [each for each in SMALL if each.startswith("model.encoder")]
+    labelled = ["data.limit=40", "data.heldout=shards/bundled/qm9-spectra/heldout", "evaluation.every=1"]
+    words = []
+    for name, path in stages.items():
+        changes = [*encoder, *labelled] if name == "third" else SMALL
+        loaded = config.load(ROOT / path, [*changes, f"run.dir={tmp_path / name}"])
+        (tmp_path / f"{name}.yaml").write_text(config.dump(loaded))
+        words += ["--config", tmp_path / f"{name}.yaml"]
+    jobs = cluster.launch(
+        *(*words, "--tasks-per-node=2", "--mem=4G", f"--logs={tmp_path / 'logs'}", "--follow"), "training.steps=2"
     )
-    ends = cluster.wait(first, JobState="COMPLETED", NumTasks="2")["EndTime"]
-    assert cluster.wait(second, JobState="COMPLETED", NumTasks="2")["StartTime"] >= ends
-    resolved = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
-    assert resolved["model"]["init"] == str(tmp_path / "first")
+    first, second, third = (cluster.wait(job, JobState="COMPLETED", NumTasks="2") for job in jobs)
+    assert first["EndTime"] <= second["StartTime"] and second["EndTime"] <= third["StartTime"]
+    for name, before in (("second", "first"), ("third", "second")):
+        resolved = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert resolved["model"]["init"] == str(tmp_path / before)
+    errors = json.loads((tmp_path / "third" / "summary.json").read_text())["errors"]
+    assert errors["homo"]["count"] == 223 and errors["homo"]["unit"] == "meV"
 
 
 def test_an_array_of_seeds(cluster, tmp_path):
