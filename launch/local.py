@@ -9,33 +9,18 @@ killing those that hang then; a message that several ranks print comes once.
 
 import argparse
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 
+from mspt.training.ports import free_port
+
 
 def pretrain(config, overrides):
     """The command of every rank of a run."""
     return [sys.executable, "-m", "mspt.cli", "pretrain", "--config", str(config), *overrides]
-
-
-def free_port():
-    """A TCP port that nothing listens on now, below those that systems give to connections.
-
-    Seconds pass until rank 0 listens there: one of those would be taken now and then.
-    """
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def environments(processes):

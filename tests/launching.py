@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.local import free_port
+from mspt.training.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 # Runs a script and leaves at once when it is done: gloo's threads now and then abort a process that cleans up.

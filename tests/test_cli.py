@@ -50,7 +50,7 @@ def test_pretrain_refuses(capsys, tmp_path, override, expected):
         (["objectives.property=null"], "set objectives.property or .forces"),
         (["objectives.property.target=gapp"], "no record to train on has the target gapp; targets there: alpha, cv"),
         (["data.split.train=30000"], "data.split takes 30000 and 1000 records"),
-        (["data.limit=16001"], "data.limit is 16001, but there are 16000 records to train on"),
+        (["data.limit=19215"], "data.limit is 19215, but there are 19214 records to train on"),
     ],
 )
 def test_what_fine_tuning_lacks_is_named(capsys, tmp_path, overrides, expected):

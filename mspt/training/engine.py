@@ -9,7 +9,6 @@ import ctypes
 import io
 import logging
 import os
-import socket
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import nn
 from mspt.errors import UserError
 from mspt.settings import Settings
 from mspt.training import partition
+from mspt.training.ports import free_port
 from mspt.training.schedule import learning_rate
 from mspt.training.slurm import launcher_variables
 from mspt.training.whole import Whole
@@ -90,7 +90,7 @@ def initialise():
         os.environ.update(launcher_variables(os.environ))
     missing = [name for name in LAUNCHED_WITH if name not in os.environ]
     if len(missing) == len(LAUNCHED_WITH):
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         os.environ.update({name: str(value) for name, value in alone.items()})
     elif missing:
         raise UserError(
@@ -396,9 +396,3 @@ def _deepspeed():
 def _leave():
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

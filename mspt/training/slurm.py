@@ -2,6 +2,8 @@
 
 import re
 
+from mspt.training.ports import COUNT, FIRST
+
 
 def launcher_variables(environment):
     """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT of a task that srun has started; {} elsewhere.
@@ -13,7 +15,7 @@ def launcher_variables(environment):
         return {}
     # Names such as node1, node[01-04,07] or gpu-a[3,5]: the first of them.
     prefix, number = re.match(r"([^\[,]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"]).groups()
-    port = 20000 + (int(environment["SLURM_JOB_ID"]) * 16 + int(environment["SLURM_STEP_ID"])) % 30000
+    port = FIRST + (int(environment["SLURM_JOB_ID"]) * 16 + int(environment["SLURM_STEP_ID"])) % COUNT
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],

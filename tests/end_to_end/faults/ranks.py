@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from launch.local import free_port
 from mspt.training import metrics
+from mspt.training.ports import free_port
 from tests.end_to_end.runs import ROOT, SMALL
 
 FORKS = get_context("forkserver")
