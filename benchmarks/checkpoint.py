@@ -190,11 +190,11 @@ def main():
                 values = [f"{k} {v:.4g}" for k, v in found[side].items() if not isinstance(v, list)]
                 print(f"  {side:10s}", "  ".join(values))
             print("  " + "  ".join(f"{key} {value:.2f}" for key, value in found.items() if "ratio" in key), flush=True)
-    if options.json:
-        first = next(iter(runs.values()))
-        own = {"processes": options.processes, "rounds": options.rounds}
-        own |= {"stall_ratio_to_deepspeed": first["stall_ratio_to_deepspeed"], "runs": runs}
-        measure.write(options.json, machine | own)
+            if options.json:  # after each: a large model may take longer than one waits
+                first = next(iter(runs.values()))
+                own = {"processes": options.processes, "rounds": options.rounds}
+                own |= {"stall_ratio_to_deepspeed": first["stall_ratio_to_deepspeed"], "runs": runs}
+                measure.write(options.json, machine | own)
 
 
 if __name__ == "__main__":
