@@ -18,6 +18,8 @@ FAULTS = int(os.environ.get("MSPT_FAULTS", "7"))
 SEED = int(os.environ.get("MSPT_SEED", random.randrange(10**6)))
 # From the start of the ranks to the end of a run, on two cores.
 SECONDS = 4.0
+# Seconds without a step after which the watchdog ends a run.
+PATIENCE = 15
 
 
 def published(folder):
@@ -82,7 +84,7 @@ def damage(folder, random):
 
 def test_faults_at_random_moments(tmp_path, ends_as_uninterrupted):
     print(f"MSPT_FAULTS={FAULTS} MSPT_SEED={SEED}")
-    own, counts, starts, ends = random.Random(SEED), Counter(), 0, 0
+    own, counts, starts, ends, hung = random.Random(SEED), Counter(), 0, 0, 0
     folder = tmp_path / "run"
     kinds = {
         "rank killed": kill_a_rank,
@@ -105,11 +107,14 @@ def test_faults_at_random_moments(tmp_path, ends_as_uninterrupted):
             faults = own.choice([{0: ("die_in_save", own.randrange(100))}, {1: ("die_in_save", own.randrange(75))}])
         elif kind == "disk full at a save":
             faults = {own.randrange(2): ("full_disk", 20_000)}
-        run = Run(folder, 2, STEPS, faults=faults)
+        run = Run(folder, 2, STEPS, f"run.hang_timeout={PATIENCE}", faults=faults)
         starts += 1
         happened = kinds[kind](run, own) if kind else False
-        codes = run.end()
-        assert all(code in (0, 1, 2, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT) for code in codes), codes
+        codes = run.end(patience=3 * PATIENCE)
+        # A worker killed in the middle of a message may leave its rank waiting for the rest: the watchdog ends it.
+        hung += 69 in codes
+        killed = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT)
+        assert all(code in (0, 1, 2, 69, 75, *killed) for code in codes), codes
         if damaged:
             assert "DAMAGED CHECKPOINT" in run.said()
         if kind == "disk full at a save" and codes != [0, 0]:
@@ -124,4 +129,4 @@ def test_faults_at_random_moments(tmp_path, ends_as_uninterrupted):
             ends_as_uninterrupted(folder, 2)
             ends += 1
             shutil.rmtree(folder)
-    print(f"{counts.total()} faults: {dict(counts)}; {starts} starts, {ends} runs to the end, all equal")
+    print(f"{counts.total()} faults: {dict(counts)}; {starts} starts, {ends} runs to the end, all equal; {hung} hung")
