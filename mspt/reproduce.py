@@ -27,6 +27,7 @@ from mspt import config
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.settings import Settings
+from mspt.training.engine import LAUNCHED_WITH
 
 # Where configurations look for their data; `--data` stands in for it.
 DATA = "data"
@@ -219,7 +220,9 @@ class Plan:
         threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{run.folder}.log").open("ab") as log:
-            environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+            # Without what says that this process is a rank of some run: its runs are runs of their own.
+            own = {name: value for name, value in os.environ.items() if name not in (*LAUNCHED_WITH, "LOCAL_RANK")}
+            environment = {"OMP_NUM_THREADS": str(threads)} | own
             return subprocess.run(run.command(processes), stdout=log, stderr=log, env=environment).returncode
 
     def results(self):

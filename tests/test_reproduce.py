@@ -111,6 +111,9 @@ def project(tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump(tree))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # As in a process that has joined a run itself.
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
     return tmp_path
 
 
