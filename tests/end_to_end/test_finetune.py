@@ -61,6 +61,7 @@ def test_from_an_sdf_to_a_table_of_predictions(tmp_path, capsys):
     overrides = [
         f"run.dir={tmp_path / 'run'}",
         f"data.train={tmp_path / 'shards'}",
+        "data.heldout=null",
         "data.split={train: 40, validation: 8}",
         "data.limit=null",
         "data.lanes=1",
