@@ -158,10 +158,6 @@ def doctor(options):
     print("\n".join(selection.report()))
 
 
-def _list(text):
-    return tuple(text.split(","))
-
-
 def _numbers(text):
     return tuple(map(int, text.split(",")))
 
@@ -240,8 +236,8 @@ def build_parser():
     table.add_argument("--data", default="data", metavar="DIR", help="folder of the shard sets (default: %(default)s)")
     table.add_argument("--scale", default="full", help="a file of configs/scales, such as small (default: %(default)s)")
     table.add_argument("--out", type=Path, metavar="DIR", help="folder of its runs (default: runs/TABLE-SCALE)")
-    table.add_argument("--rows", type=_list, metavar="A,B", help="such as coord,molspectra (default: all)")
-    table.add_argument("--targets", type=_list, metavar="A,B", help="such as homo,gap (default: all)")
+    table.add_argument("--rows", type=downstream.names, metavar="A,B", help="such as coord,molspectra (default: all)")
+    table.add_argument("--targets", type=downstream.names, metavar="A,B", help="such as homo,gap (default: all)")
     table.add_argument("--labels", type=_numbers, metavar="N,M", help="such as 1000 (default: all of the scale)")
     table.add_argument("--seeds", type=_numbers, metavar="N,M", help="(default: all of the scale)")
     table.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")

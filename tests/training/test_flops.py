@@ -42,6 +42,13 @@ def counted(function):
     return counter.get_total_flops()
 
 
+def counted_step(module, batch, generator):
+    """Of a step by the reference kernels, whose products of matrices are seen."""
+    totals = module.weights(batch, generator)
+    with kernels.use("reference"):
+        return counted(lambda: module.loss(batch, generator, totals)[0].backward())
+
+
 def test_transformer_m():
     """Molecules of one size, so that nothing is padding; the token, a nineteenth of the atoms here, is not counted."""
     settings = TransformerMSettings(layers=3, channels=256, feed_forward=256)
@@ -64,19 +71,17 @@ def test_transformer_m():
     ids=["egnn", "egnn within a cut-off", "painn"],
 )
 def test_encoder_and_head(settings, besides):
-    """Products of matrices alone, and their growth with the batch: a table of gates is the same for any.
+    """Products of matrices alone, and their growth with the batch.
 
-    besides: what is counted an edge that is no product of matrices. PaiNN's filters need no gradient
-    of their input, a third of what is counted.
+    besides: what is counted an edge that is no product of matrices. PaiNN's filters need no gradient of their input, a
+    third of what is counted.
     """
     model, chosen = NetworkSettings(encoder=settings), objectives.ObjectivesSettings(coord=CoordSettings())
     module, generator = objectives.Pretraining(model, chosen), Keyed(0, 0)
     results, expected = [], []
     for molecules in (8, 24):
         batch = measure.bundled(molecules)
-        totals = module.weights(batch, generator)
-        with kernels.use("reference"):
-            results.append(counted(lambda: module.loss(batch, generator, totals)[0].backward()))  # noqa: B023
+        results.append(counted_step(module, batch, generator))
         edges = flops.edges(batch, settings)
         total = flops.training_step(model, chosen, molecules, len(batch.numbers), edges)
         expected.append(total - 6 * edges * besides)
@@ -85,6 +90,7 @@ def test_encoder_and_head(settings, besides):
 
 @pytest.mark.parametrize("denoising", objectives.DENOISING)
 def test_denoising(denoising):
+    """Products of matrices alone, and their growth with the batch: a table of gates is the same for any."""
     settings = TorchMDETSettings(layers=3, norm="none")
     model = NetworkSettings(encoder=settings)
     chosen = objectives.ObjectivesSettings.model_validate({denoising: {}})
@@ -92,9 +98,7 @@ def test_denoising(denoising):
     results, sizes = [], []
     for molecules in (8, 24):
         batch = measure.bundled(molecules)
-        totals = module.weights(batch, generator)
-        with kernels.use("reference"):
-            results.append(counted(lambda: module.loss(batch, generator, totals)[0].backward()))  # noqa: B023
+        results.append(counted_step(module, batch, generator))
         sizes.append((molecules, len(batch.numbers)))
     expected = [flops.training_step(model, chosen, *size, edges=0) for size in sizes]
     assert results[1] - results[0] == pytest.approx(expected[1] - expected[0], rel=0.06)
