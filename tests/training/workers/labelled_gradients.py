@@ -9,16 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from mspt import config
-from mspt.data.batch import MoleculeBatch
-from mspt.data.keyed import Keyed
 from mspt.data.shardset import ShardSet
 from mspt.objectives import Pretraining
-from mspt.training.engine import Engine, initialise
-from mspt.training.trainer import accumulate
+from mspt.training.engine import initialise
+from tests.training.workers.cuts import RUNS, SIZES, write_gradients
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -31,10 +28,6 @@ SMALL = [
     "objectives.forces={}",
     "objectives.spectrum_prediction={hidden: 8}",
 ]
-# Uneven, as packed micro-batches are, and one that is empty, as at the end of an epoch.
-SIZES = {1: [11], 4: [1, 0, 7, 3]}
-# At ZeRO 3 last, as it patches torch.
-RUNS = {"float64": (torch.float64, 0), "float32": (torch.float32, 2), "zero3": (torch.float32, 3)}
 
 
 def labelled(record, number):
@@ -57,19 +50,5 @@ for run, (dtype, stage) in RUNS.items():
         torch.nn.init.normal_(head.layers[-1].weight, std=0.1)  # from zero, nothing before it would have a gradient
     for objective, deviation in (("property", 1.5), ("forces", 0.2)):
         module.objectives[objective].statistics.deviation.fill_(deviation)
-    engine = Engine(
-        module,
-        loaded.engine,
-        loaded.schedule,
-        steps=10,
-        accumulation=len(sizes) // process.world_size,
-        takes_forces=module.takes_forces,
-    )
     records = (labelled(record, number) for number, record in enumerate(shards.records(range(sum(sizes)))))
-    batches = [MoleculeBatch.from_records([next(records) for _ in range(size)]).to(dtype) for size in sizes]
-    own = [batch.broadened(loaded.data.line_shapes) for batch in batches[process.rank :: process.world_size]]
-    accumulate(engine, module, own, Keyed(0, 0))
-    gradients = engine.gradients()
-    if process.rank == 0:
-        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
-        safetensors.torch.save_file(gradients, f"{out}-{run}.safetensors")
+    write_gradients(module, loaded, records, sizes, process, dtype, f"{out}-{run}.safetensors")
