@@ -7,12 +7,23 @@ kernel, and one dense diagonalisation, so that all states up to 15 eV come at on
 import numpy as np
 import scipy.linalg
 from pyscf import df, dft, gto, lib
+from pyscf.dft import numint
 
 from mspt.chemistry.units import HARTREE_EV
 
 METHOD = "TD-B3LYP/def2-SVP"
 MAX_ENERGY = 15.5  # eV; half an eV beyond the grid, so that its last points have their tails
 WINDOW = 45.0  # eV; occupied-virtual pairs further apart than this are left out
+
+
+def orbitals(density):
+    """A density matrix [n, n] as orbitals [n, o] times the root of their occupation: density = orbitals · orbitalsᵀ."""
+    if hasattr(density, "mo_coeff"):
+        filled = density.mo_occ > 0
+        return density.mo_coeff[:, filled] * np.sqrt(density.mo_occ[filled])
+    values, vectors = np.linalg.eigh(np.asarray(density))  # the first guess: a density without orbitals
+    filled = values > 1e-12
+    return vectors[:, filled] * np.sqrt(values[filled])
 
 
 class DensityFit(df.DF):
@@ -22,28 +33,49 @@ class DensityFit(df.DF):
     """
 
     def integrals(self):
-        """The three-index integrals [n_aux, n_ao, n_ao], unpacked once."""
+        """The three-index integrals [n_ao, n_aux, n_ao], unpacked once."""
         if getattr(self, "_unpacked", None) is None:
-            self._unpacked = np.concatenate([lib.unpack_tril(np.asarray(block)) for block in self.loop(blksize=200)])
+            self._packed = np.concatenate(list(self.loop(blksize=200)))
+            self._unpacked = np.ascontiguousarray(lib.unpack_tril(self._packed).transpose(1, 0, 2))
         return self._unpacked
 
     def get_jk(self, dm, hermi=1, with_j=True, with_k=True, direct_scf_tol=1e-13, omega=None):
         fitted, n = self.integrals(), dm.shape[-1]
         j = k = None
-        if with_j:
-            flat = fitted.reshape(len(fitted), -1)
-            j = (flat.T @ (flat @ np.asarray(dm).ravel())).reshape(n, n)
+        if with_j:  # of a symmetric matrix: off the diagonal everything counts twice
+            pairs = lib.pack_tril(2 * np.asarray(dm) - np.diag(np.diag(dm)))
+            j = lib.unpack_tril((self._packed @ pairs) @ self._packed)
         if with_k:
-            if hasattr(dm, "mo_coeff"):
-                filled = dm.mo_occ > 0
-                root = dm.mo_coeff[:, filled] * np.sqrt(dm.mo_occ[filled])
-            else:  # the first guess: a density without orbitals
-                values, vectors = np.linalg.eigh(np.asarray(dm))
-                filled = values > 1e-12
-                root = vectors[:, filled] * np.sqrt(values[filled])
-            half = (fitted.reshape(-1, n) @ root).reshape(len(fitted), n, -1).transpose(1, 0, 2).reshape(n, -1)
+            half = (fitted.reshape(-1, n) @ orbitals(dm)).reshape(n, -1)
             k = half @ half.T
         return j, k
+
+
+class Quadrature(numint.NumInt):
+    """The exchange-correlation potential of a GGA; the basis functions' values are kept between iterations."""
+
+    def values(self, mol, grids):
+        """Basis functions and their gradients on the grid [4, n_ao, points]."""
+        if getattr(self, "_of", None) is not grids.coords:
+            self._of, self._values = grids.coords, self.eval_ao(mol, grids.coords, deriv=1).transpose(0, 2, 1)
+        return self._values
+
+    def density(self, mol, grids, dm):
+        """The density and its gradient on the grid [4, points]."""
+        amplitudes = orbitals(dm).T @ self.values(mol, grids)
+        density = np.einsum("xog,og->xg", amplitudes, amplitudes[0])
+        density[1:] *= 2
+        return density
+
+    def nr_rks(self, mol, grids, xc_code, dms, relativity=0, hermi=1, max_memory=2000, verbose=None):
+        density = self.density(mol, grids, dms)
+        energy, potential = self.eval_xc_eff(xc_code, density, deriv=1, xctype="GGA")[:2]
+        electrons = density[0] * grids.weights
+        weighted = potential * grids.weights
+        weighted[0] /= 2
+        values = self.values(mol, grids)
+        half = values[0] @ np.einsum("xg,xng->ng", weighted, values).T
+        return electrons.sum(), electrons @ energy, half + half.T
 
 
 def excitations(numbers, positions, dtype=np.float32):
@@ -55,6 +87,7 @@ def excitations(numbers, positions, dtype=np.float32):
     atoms = [(int(z), tuple(p)) for z, p in zip(numbers, positions, strict=True)]
     molecule = gto.M(atom=atoms, basis="def2-svp", verbose=0, unit="Angstrom", max_memory=3000)
     scf = dft.RKS(molecule, xc="b3lyp").density_fit(auxbasis="weigend", with_df=DensityFit(molecule, "weigend"))
+    scf._numint = Quadrature()
     scf.grids.level, scf.conv_tol = 0, 1e-7
     scf.kernel()
     if not scf.converged:
@@ -72,7 +105,7 @@ def excitations(numbers, positions, dtype=np.float32):
     l_ov, l_oo, l_vv = _fitted_integrals(scf, occupied, virtual, dtype)
     n_aux, n_o, n_v = l_ov.shape
     l_pairs = l_ov.reshape(n_aux, n_o * n_v)[:, pairs]
-    kernel = _coupling_kernel(scf).astype(dtype)
+    kernel = _coupling_kernel(scf, dtype)
     hybrid = scf._numint.rsh_and_hybrid_coeff("b3lyp")[2]
 
     coupling = l_pairs.T @ (kernel @ l_pairs)
@@ -107,27 +140,30 @@ def _fitted_integrals(scf, occupied, virtual, dtype):
     """Density-fitted three-index integrals in molecular orbitals: ov, oo and vv, each [n_aux, ·, ·]."""
     integrals, n = scf.with_df.integrals().astype(dtype), len(occupied)
     occupied, virtual = occupied.astype(dtype), virtual.astype(dtype)
-    half_o = (integrals.reshape(-1, n) @ occupied).reshape(len(integrals), n, -1).transpose(0, 2, 1)
-    half_v = (integrals.reshape(-1, n) @ virtual).reshape(len(integrals), n, -1)
-    return half_o @ virtual, half_o @ occupied, virtual.T @ half_v
+    half_o, half_v = (
+        (integrals.reshape(-1, n) @ each).reshape(n, -1, each.shape[1]).transpose(1, 2, 0)
+        for each in (occupied, virtual)
+    )
+    return half_o @ virtual, half_o @ occupied, half_v @ virtual
 
 
-def _coupling_kernel(scf):
+def _coupling_kernel(scf, dtype):
     """Singlet Coulomb + exchange-correlation kernel in the orthonormal auxiliary basis [n_aux, n_aux]."""
     ni, grids, aux = scf._numint, scf.grids, scf.with_df.auxmol
-    density = scf.make_rdm1()
-    xc_kernel = np.zeros((aux.nao, aux.nao))
-    for start in range(0, len(grids.weights), 2000):
-        coords, weights = grids.coords[start : start + 2000], grids.weights[start : start + 2000]
-        rho = ni.eval_rho(scf.mol, ni.eval_ao(scf.mol, coords, deriv=1), density, xctype="GGA", hermi=1)
-        dense = rho[0] > 1e-6
-        if not dense.any():
-            continue
-        second = ni.eval_xc_eff("b3lyp", rho[:, dense], deriv=2, xctype="GGA")[2]
-        basis = ni.eval_ao(aux, coords[dense], deriv=1)
-        weighted = np.einsum("xyn,ynp->xnp", second * weights[dense], basis, optimize=True)
-        xc_kernel += np.tensordot(basis, weighted, axes=([0, 1], [0, 1]))
+    density = ni.density(scf.mol, grids, scf.make_rdm1())
+    dense = density[0] > 1e-6
+    coords, weights, density = grids.coords[dense], grids.weights[dense], density[:, dense]
+    xc_kernel = np.zeros((aux.nao, aux.nao), dtype)
+    for start in range(0, len(weights), 2000):
+        part = slice(start, start + 2000)
+        second = ni.eval_xc_eff("b3lyp", density[:, part], deriv=2, xctype="GGA")[2] * weights[part]
+        basis = ni.eval_ao(aux, coords[part], deriv=1).transpose(0, 2, 1)
+        # Without the Gaussians' tails: products of them are denormal in float32, which is 20 times slower.
+        basis = np.where(np.abs(basis) > 1e-12, basis, 0).astype(dtype)
+        weighted = np.einsum("xyg,ypg->xpg", second.astype(dtype), basis)
+        weighted[np.abs(weighted) < 1e-20] = 0
+        xc_kernel += sum(one @ other.T for one, other in zip(basis, weighted, strict=True))
     factor = np.linalg.cholesky(aux.intor("int2c2e"))
     inner = scipy.linalg.solve_triangular(factor, xc_kernel, lower=True)
     kernel = 2 * np.eye(aux.nao) + 2 * scipy.linalg.solve_triangular(factor, inner.T, lower=True)
-    return 0.5 * (kernel + kernel.T)
+    return (0.5 * (kernel + kernel.T)).astype(dtype)
