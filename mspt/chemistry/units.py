@@ -8,3 +8,5 @@ DEBYE_PER_E_BOHR = 2.541746473
 AMU_ELECTRON_MASS = 1822.888486209
 # IR intensity in km/mol for a squared dipole derivative of 1 (D/Å)^2/amu.
 KM_PER_MOL = 42.2561
+KELVIN_HARTREE = 3.166811563e-6  # Boltzmann's constant times 1 K
+FEMTOSECOND = 41.341373335  # atomic units of time

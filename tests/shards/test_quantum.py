@@ -10,9 +10,9 @@ lib = pytest.importorskip("pyscf.lib")
 pytest.importorskip("tblite")
 
 from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, broaden  # noqa: E402
-from mspt.chemistry.units import BOHR_ANGSTROM, HARTREE_EV  # noqa: E402
-from shards.quantum import excitations, vibrations, xtb  # noqa: E402
-from shards.sources import qm9  # noqa: E402
+from mspt.chemistry.units import AMU_ELECTRON_MASS, BOHR_ANGSTROM, HARTREE_EV, KELVIN_HARTREE  # noqa: E402
+from shards.quantum import dynamics, excitations, vibrations, xtb  # noqa: E402
+from shards.sources import md17, qm9  # noqa: E402
 
 # Gas-phase fundamentals in cm^-1 (Shimanouchi, NSRDS-NBS 39, 1972).
 EXPERIMENT = {
@@ -242,3 +242,47 @@ def test_excitations_do_not_depend_on_orientation(geometry, excitation):
         ptr = torch.tensor([0, len(energies)])
         spectra.append(broaden(energies, strengths, ptr, GRIDS["uv_vis"], LINE_SHAPES["uv_vis"]))
     torch.testing.assert_close(*spectra, atol=0.005, rtol=0)
+
+
+def steps(numbers, positions, count, **options):
+    """So many steps of a trajectory from a relaxed molecule, as arrays of energies, kinetic energies and positions."""
+    calculator = xtb.XTB(numbers)
+    x, _ = xtb.relax(calculator, positions / BOHR_ANGSTROM)
+    mass = vibrations.masses(numbers) * AMU_ELECTRON_MASS
+    made = dynamics.trajectory(calculator, mass, x, np.random.default_rng(0), **options)
+    found = [(energy, (mass[:, None] * v**2).sum() / 2, x) for x, energy, _, v in itertools.islice(made, count)]
+    return [np.array(values) for values in zip(*found, strict=True)]
+
+
+def test_dynamics_without_friction_keep_the_energy(geometry):
+    def drift(step):
+        energy, kinetic, _ = steps(*geometry("water"), int(50 / step), friction=0.0, step=step)
+        return np.ptp(energy + kinetic), np.ptp(kinetic)
+
+    (coarse, exchanged), (fine, _) = drift(0.5), drift(0.25)
+    assert coarse < 0.05 * exchanged
+    assert fine < 0.4 * coarse  # of second order
+
+
+def test_dynamics_reach_their_temperature(geometry):
+    """Four noisy velocities a femtosecond decorrelate soon; 3n degrees of freedom hold kT / 2 each."""
+    _, kinetic, _ = steps(*geometry("water"), 4000, friction=0.2, temperature=500.0)
+    degrees = 9
+    assert kinetic[500:].mean() == pytest.approx(degrees * 500.0 * KELVIN_HARTREE / 2, rel=0.08)
+
+
+def test_a_trajectory_is_read_as_rmd17s(tmp_path, capsys):
+    """Its forces are the slope of its energies, in the layout's units."""
+    path = tmp_path / "gfn2_water.npz"
+    dynamics.main(["--smiles", "O", "--frames", "4", "--every", "5", "--out", str(path)])
+    source = md17.Md17(path)
+    assert "GFN2-xTB" in source.provenance["source"]
+    records = [record for chunk in source.chunks(4) for record in source.read(chunk)]
+    assert len(records) == 4 and records[0].numbers.tolist() == [8, 1, 1]
+    for record in records:
+        calculator, x = xtb.XTB(record.numbers), record.positions.astype(float) / BOHR_ANGSTROM
+        energy, gradient, _ = calculator(x)
+        assert record.targets["energy"] == pytest.approx(energy * HARTREE_EV, abs=1e-4)
+        np.testing.assert_allclose(record.forces, -gradient * HARTREE_EV / BOHR_ANGSTROM, atol=2e-3)
+    with pytest.raises(SystemExit, match="--smiles: RDKit cannot read"):
+        dynamics.main(["--smiles", "C(", "--out", str(path)])
