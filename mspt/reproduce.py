@@ -38,7 +38,7 @@ class Stage(Settings):
     """config: from the row's folder. set: dotted keys and their values. kind: what a scale calls the stage."""
 
     config: str
-    kind: str = "finetune"
+    kind: str = "property"
     set: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -51,26 +51,37 @@ class Row(Settings):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
-class Scale(Settings):
-    """How a table is run. targets: which of its (null: all). labels: how many to fine-tune on -> keys that depend on
-    it; none: as the configuration says. seeds: of fine-tuning; pre-training is run once. set: kind of stage -> keys.
-    encoders: name -> settings that are other than the row's.
+class Part(Settings):
+    """What of a table is run. targets: which (null: all). labels: how many to fine-tune on -> keys that depend on it;
+    none: as the configuration says.
     """
 
     targets: tuple[str, ...] | None = None
     labels: dict[int, dict[str, Any]] = Field(default_factory=dict)
+
+
+class Scale(Settings):
+    """How a table is run. runs: kind of fine-tuning -> the part of its tables; a kind that is not there is run whole.
+    seeds: of fine-tuning; pre-training is run once. set: kind of stage -> keys. encoders: name -> settings that are
+    other than the row's.
+    """
+
+    runs: dict[str, Part] = Field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     set: dict[str, dict[str, Any]] = Field(default_factory=dict)
     encoders: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Table(Settings):
-    """title; targets; rows: files of its folder, in order. published: row -> target -> number."""
+    """title; targets; rows: files of its folder, in order. published: row -> target -> number. key: which key of a
+    configuration a target is the value of; null: every run has all targets.
+    """
 
     title: str
+    key: str | None = "objectives.property.target"
     targets: tuple[str, ...] = Field(min_length=1)
     rows: tuple[str, ...] = Field(min_length=1)
-    published: dict[str, dict[str, float]]
+    published: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,10 +146,12 @@ class Plan:
         self.path, self.data, self.out = Path(table), Path(data), Path(out)
         self.table = read(Table, self.path)
         self.scale = read(Scale, self.path.parent / "scales" / f"{scale}.yaml")
-        targets = tuple(t for t in self.table.targets if self.scale.targets is None or t in self.scale.targets)
+        kind = read(Row, self._row_file(self.table.rows[0])).finetune.kind
+        self.part = self.scale.runs.get(kind, Part())
+        targets = tuple(t for t in self.table.targets if self.part.targets is None or t in self.part.targets)
         self.rows = self._chosen("rows", self.table.rows, only)
         self.targets = self._chosen("targets", targets, only)
-        self.labels = self._chosen("labels", tuple(self.scale.labels) or (None,), only)
+        self.labels = self._chosen("labels", tuple(self.part.labels) or (None,), only)
         self.seeds = self._chosen("seeds", self.scale.seeds, only)
         self.names = {name: read(Row, self._row_file(name)).name for name in self.table.rows}
         self.cells = [cell for row in self.rows for cell in self._cells(row)]
@@ -160,9 +173,11 @@ class Plan:
             before = self._run(row, stage, {}, before, "pretrained")
         for target in self.targets:
             for labels in self.labels:
-                own = {} if labels is None else {"data.limit": labels} | self.scale.labels[labels]
+                own = {} if labels is None else {"data.limit": labels} | self.part.labels[labels]
+                if self.table.key:
+                    own = own | {self.table.key: target}
                 for seed in self.seeds:
-                    keys = own | {"objectives.property.target": target, "seed": seed}
+                    keys = own | {"seed": seed}
                     yield Cell(name, target, labels, seed, self._run(row, row.finetune, keys, before, "finetuned"))
 
     def _run(self, row, stage, own, before, family):
