@@ -132,8 +132,11 @@ def import_encoder(options):
 
 def reproduce(options):
     """Run the rows of a paper's table that are not run yet, and print it beside the published numbers."""
-    from mspt import reproduce
+    from mspt import curves, reproduce
+    from mspt.data import plot
 
+    if options.figure:
+        plot.check_png(options.figure, "--figure")
     only = {name: getattr(options, name) for name in ("rows", "targets", "labels", "seeds")}
     out = options.out or Path("runs") / f"{options.table}-{options.scale}"
     plan = reproduce.Plan(Path("configs") / f"{options.table}.yaml", options.scale, options.data, out, only)
@@ -143,6 +146,9 @@ def reproduce(options):
     failed = {} if options.show else plan.perform(options.jobs, options.processes)
     print(plan.text())
     print(f"\nnumbers: {plan.save()}")
+    if options.figure:
+        plot.save(curves.learning_curves(plan), options.figure)
+        print(f"curves:  {options.figure}")
     if failed:
         raise UserError("; ".join(f"{folder}: {why}" for folder, why in failed.items()))
 
@@ -242,6 +248,7 @@ def build_parser():
     table.add_argument("--seeds", type=_numbers, metavar="N,M", help="(default: all of the scale)")
     table.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     table.add_argument("--processes", type=int, default=1, help="ranks of each run (default: %(default)s)")
+    table.add_argument("--figure", type=Path, metavar="PNG", help="draw learning curves of what is done")
     shown = table.add_mutually_exclusive_group()
     shown.add_argument("--show", action="store_true", help="run nothing, print what there is")
     shown.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are not done")

@@ -2,11 +2,13 @@
 
 import json
 import re
+import statistics
+from pathlib import Path
 
 import pytest
 import yaml
 
-from mspt import cli, reproduce
+from mspt import cli, curves, reproduce
 from mspt.errors import UserError
 from tests.end_to_end.runs import ROOT
 
@@ -138,6 +140,15 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     assert "homo / meV" in said and "20 labels" in said and "17.7" in said
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
     assert "not run" in lines["From scratch"] and "±" in lines["Coord"]
+    cli.main([*words, "--show", "--figure", "curves.png"])
+    assert "curves:  curves.png" in capsys.readouterr().out
+    assert (project / "curves.png").read_bytes().startswith(b"\x89PNG")
+    figure = curves.learning_curves(reproduce.Plan(Path("configs/tiny.yaml"), "minute", "data", "runs/tiny-minute", {}))
+    test, validation = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Coord"]
+    (point,) = test.lines[0].get_ydata()
+    assert point == pytest.approx(statistics.fmean(found["mae"])) and test.get_title() == "homo / meV"
+    assert validation.lines[0].get_xdata().tolist() == [2]
     # Nothing is left to do of that row; of the other the commands are told.
     cli.main([*words, "--dry-run"])
     commands = capsys.readouterr().out.splitlines()
