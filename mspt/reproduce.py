@@ -15,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,21 +213,23 @@ class Plan:
     def perform(self, jobs, processes, say=print):
         """Do the runs that are not done, so many at a time, each as so many ranks -> those that failed.
 
-        What starts from a run that failed is not tried.
+        What others start from comes first, as they wait for it. What starts from a run that failed is not tried.
         """
-        failed, waiting = {}, [run for run in self.runs if not run.done]
-        total, begun = len(waiting), 0
-        while waiting:
-            ready = [run for run in waiting if run.after is None or run.after.done]
-            blocked = [run for run in waiting if run.after is not None and run.after.folder in failed]
-            failed |= {run.folder: "the stage before it failed" for run in blocked}
-            waiting = [run for run in waiting if run not in ready and run not in blocked]
-            with ThreadPoolExecutor(jobs) as pool:
-                for run, code in pool.map(lambda run: (run, self._perform(run, jobs, processes)), ready):
-                    begun += 1
+        begun_from = {run.after.folder for run in self.runs if run.after is not None}
+        waiting = sorted((run for run in self.runs if not run.done), key=lambda run: run.folder not in begun_from)
+        failed, running, ended, total = {}, {}, 0, len(waiting)
+        with ThreadPoolExecutor(jobs) as pool:
+            while waiting or running:
+                blocked = [run for run in waiting if run.after is not None and run.after.folder in failed]
+                failed |= {run.folder: "the stage before it failed" for run in blocked}
+                ready = [run for run in waiting if run.after is None or run.after.done]
+                waiting = [run for run in waiting if run not in ready and run not in blocked]
+                running |= {pool.submit(self._perform, run, jobs, processes): run for run in ready}
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run, code, ended = running.pop(future), future.result(), ended + 1
                     if code:
                         failed[run.folder] = f"ended with {code}; see {run.folder}.log"
-                    say(f"{begun}/{total} {run.folder.name} {failed.get(run.folder, 'done')}")
+                    say(f"{ended}/{total} {run.folder.name} {failed.get(run.folder, 'done')}")
         return failed
 
     def _perform(self, run, jobs, processes):
