@@ -227,7 +227,7 @@ class Plan:
                 running |= {pool.submit(self._perform, run, jobs, processes): run for run in ready}
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     run, code, ended = running.pop(future), future.result(), ended + 1
-                    if code:
+                    if code or not run.done:
                         failed[run.folder] = f"ended with {code}; see {run.folder}.log"
                     say(f"{ended}/{total} {run.folder.name} {failed.get(run.folder, 'done')}")
         return failed
