@@ -7,15 +7,16 @@ Mirror images differ: the next neighbour around the axis is another one there.
 The energy surface jumps as two neighbours pass each other around an axis, or as one that is next to another leaves the
 cut-off: then another neighbour is the next. With distances and angles alone nothing jumps.
 
-Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees of spherical functions.
+Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees of spherical functions. For products
+with what belongs to k → j alone, the triplets of an edge k → j lie in a row of D places, of which some stay empty.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mspt import kernels
@@ -76,11 +77,11 @@ class SphereNet(nn.Module):
         dtype = self.embedding.elements.weight.dtype
         incoming, outgoing = triplets(graph)
         basis = self.basis(positions.double(), graph, incoming, outgoing, dtype)
-        x = self.embedding(numbers, graph, basis[0])
-        scalars = self.outputs[0](x, basis[0], graph, len(numbers))
+        x = self.embedding(numbers, graph, basis.radial)
+        scalars = self.outputs[0](x, basis.radial, graph, len(numbers))
         for block, output in zip(self.blocks, self.outputs[1:], strict=True):
             x = block(x, basis, incoming, outgoing)
-            scalars = scalars + output(x, basis[0], graph, len(numbers))
+            scalars = scalars + output(x, basis.radial, graph, len(numbers))
         return scalars, None
 
 
@@ -92,6 +93,16 @@ def triplets(graph):
     incoming = begin[outgoing] + row
     apart = graph.source[incoming] != graph.target[outgoing]
     return incoming[apart], outgoing[apart]
+
+
+def rows(graph, incoming, outgoing):
+    """D, the most edges that leave an atom, and the place of each triplet in e rows of so many: int64 [t]."""
+    leaving = torch.bincount(graph.source, minlength=len(graph.ptr) - 1)
+    order = graph.source.argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (leaving.cumsum(0) - leaving)[graph.source[order]]
+    width = int(leaving.max()) if len(order) else 0
+    return width, incoming * width + rank[outgoing]
 
 
 def safe_norm(vectors):
@@ -107,15 +118,15 @@ def next_around(axes, normals, outgoing):
     """The triplet [t] of the same edge j → i whose k comes next around the axis, in the sense of the right hand.
 
     axes: unit vectors from j to i [t, 3]. normals: axis × unit vector from j to k [t, 3]. A triplet without another k
-    that is SAME neither as its own nor as the axis, gets itself.
+    that is SAME neither as its own nor as the axis, gets itself. outgoing rises.
     """
     least = torch.zeros_like(axes).scatter(1, axes.abs().argmin(1, keepdim=True), 1.0)
     zero = torch.linalg.cross(axes, least)
     azimuth = torch.atan2((torch.linalg.cross(zero, normals) * axes).sum(-1), (zero * normals).sum(-1))
     result = torch.arange(len(outgoing), device=outgoing.device)
     order = result[normals.norm(dim=-1) > SAME]
-    order = order[azimuth[order].argsort()]
-    order = order[outgoing[order].argsort(stable=True)]
+    # By edge and then by azimuth, which lies within ±π: in one number, whose rounding is far below SAME.
+    order = order[(azimuth[order] + 8.0 * outgoing[order]).argsort()]
     if not len(order):
         return result
     angle, count = azimuth[order], torch.unique_consecutive(outgoing[order], return_counts=True)[1]
@@ -135,12 +146,21 @@ def next_around(axes, normals, outgoing):
     return result
 
 
-class Basis(nn.Module):
-    """What edges and triplets see of the geometry: [e, K], [t, S K] and [t, S² K] (eqs. 3 to 5 of the paper).
+class Seen(NamedTuple):
+    """What edges and triplets see of the geometry (eqs. 3 to 5 of the paper), in factors.
 
-    Torsions: harmonic f of the S², in the order of spherical.harmonics, comes with the Bessel functions of order f mod
-    S and not of its own degree, as in the public code.
+    radial [e, K]; spherical [e, S, K], Bessel functions of the distance; harmonics [e, D, S²] of the triplets of each
+    edge k → j, zero where there is none; place [t] of a triplet among these e · D.
     """
+
+    radial: Tensor
+    spherical: Tensor
+    harmonics: Tensor
+    place: Tensor
+
+
+class Basis(nn.Module):
+    """The Seen of a graph."""
 
     def __init__(self, settings):
         super().__init__()
@@ -149,19 +169,24 @@ class Basis(nn.Module):
         self.frequencies = nn.Parameter(math.pi * torch.arange(1, self.functions + 1, dtype=torch.float32))
 
     def forward(self, positions, graph, incoming, outgoing, dtype):
-        distance, direction = safe_norm(positions[graph.target] - positions[graph.source])
-        x = distance / self.cutoff
+        # Once a pair, and not once an edge.
+        distance, direction = safe_norm(positions[graph.second] - positions[graph.first])
+        pair, x = graph.pair.abs().long() - 1, distance / self.cutoff
+        direction = -direction[pair] * graph.pair.sign()[:, None]  # from an edge's source to its target
         axes, others = direction[outgoing], -direction[incoming]
         normals = torch.linalg.cross(axes, others)
         reference = safe_norm(normals)[1][next_around(axes, normals, outgoing)]
         # sin θ cos φ and sin θ sin φ: of these the harmonics are polynomials, smooth where θ is 0 and φ is not defined.
         cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
         angular = harmonics((axes * others).sum(-1), cosine, sine, self.degrees).to(dtype)
-        radial = self.spherical(x).to(dtype)[incoming]
-        zonal = angular[:, [degree**2 for degree in range(self.degrees)]]
-        angles = radial * zonal[:, :, None]
-        torsions = radial[:, None] * angular.unflatten(1, (self.degrees, self.degrees))[..., None]
-        return self.radial(x).to(dtype), angles.flatten(1), torsions.flatten(1)
+        width, place = rows(graph, incoming, outgoing)
+        angular = angular.new_zeros(len(pair) * width, self.degrees**2).index_add_(0, place, angular)
+        return Seen(
+            radial=self.radial(x).to(dtype)[pair],
+            spherical=self.spherical(x).to(dtype)[pair],
+            harmonics=angular.view(len(pair), width, self.degrees**2),
+            place=place,
+        )
 
     def radial(self, x):
         """sin(f x) / x, faded out so that value, slope and curvature vanish at x = 1: [e, K]."""
@@ -177,6 +202,21 @@ class Basis(nn.Module):
         roots, factors = (part.to(x.device) for part in bessel_roots(self.degrees, self.functions))
         values = [spherical_bessel(row * x[:, None], order) for order, row in enumerate(roots)]
         return factors * torch.stack(values, 1)
+
+
+class SeparableMap(nn.Linear):
+    """A linear map of products, Bessel functions of k → j times harmonics of a triplet, without the products [t, …].
+
+    Harmonic f of A · S comes with the Bessel functions of order f mod S; for torsions, whose A is S, that is not its
+    own degree, as in the public code. Inputs are numbered (f, k).
+    """
+
+    def forward(self, spherical, angular):
+        """spherical [e, S, K], angular [e, D, A · S] -> [e, D, out]."""
+        orders, functions = spherical.shape[1:]
+        weight = self.weight.view(self.out_features, -1, orders, functions).permute(2, 3, 1, 0)  # [S, K, A, out]
+        of_edges = (spherical.transpose(0, 1) @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [S, e, A, out]
+        return angular @ of_edges.permute(1, 2, 0, 3).flatten(1, 2)
 
 
 class EdgeEmbedding(nn.Module):
@@ -204,21 +244,24 @@ class Block(nn.Module):
         channels, inner, basis = settings.channels, settings.triplet_channels, settings.basis_channels
         degrees, functions = settings.spherical_functions, settings.radial_functions
 
-        def two_maps(inputs, outputs):
-            return nn.Sequential(linear(inputs, basis, bias=False), linear(basis, outputs, bias=False))
+        def two_maps(inputs, outputs, first=nn.Linear):
+            return nn.Sequential(linear(inputs, basis, bias=False, kind=first), linear(basis, outputs, bias=False))
 
         self.radial = two_maps(functions, channels)
-        self.angles = two_maps(degrees * functions, inner)
-        self.torsions = two_maps(degrees**2 * functions, inner)
+        self.angles = two_maps(degrees * functions, inner, SeparableMap)
+        self.torsions = two_maps(degrees**2 * functions, inner, SeparableMap)
         self.incoming, self.own = linear(channels, channels), linear(channels, channels)
         self.down, self.up = linear(channels, inner, bias=False), linear(inner, channels, bias=False)
         self.before, self.combine = Residual(channels), linear(channels, channels)
         self.after = nn.Sequential(Residual(channels), Residual(channels))
 
     def forward(self, x, basis, incoming, outgoing):
-        radial, angles, torsions = basis
-        sent = silu(self.down(silu(self.incoming(x)) * self.radial(radial)))
-        heard = sent[incoming] * self.angles(angles) * self.torsions(torsions)
+        sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
+        zonal = basis.harmonics[..., [degree**2 for degree in range(basis.spherical.shape[1])]]
+        heard = sent.index_select(0, incoming)
+        for (first, second), angular in ((self.angles, zonal), (self.torsions, basis.harmonics)):
+            products = first(basis.spherical, angular).flatten(0, 1)
+            heard = heard * second(products.index_select(0, basis.place))
         message = silu(self.own(x)) + silu(self.up(summed(heard, outgoing, len(x))))
         return self.after(silu(self.combine(self.before(message))) + x)
 
@@ -255,12 +298,12 @@ class Residual(nn.Module):
 def summed(values, index, count):
     """Sums [count, …] of values [t, …] with the same index [t], in float32 at least."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return wide.new_zeros(count, values.shape[1]).index_add(0, index, wide).to(values.dtype)
+    return wide.new_zeros(count, values.shape[1]).index_add_(0, index, wide).to(values.dtype)
 
 
-def linear(inputs, outputs, bias=True, zero_bias=True):
+def linear(inputs, outputs, bias=True, zero_bias=True, kind=nn.Linear):
     """A linear layer with the published initial values: orthogonal, scaled to Glorot's variance; zero bias."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = kind(inputs, outputs, bias=bias)
     nn.init.orthogonal_(layer.weight)
     with torch.no_grad():
         variance = layer.weight.var() if layer.weight.numel() > 1 else torch.tensor(1.0)
