@@ -22,6 +22,7 @@ from torch.nn.functional import silu
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.models.encoders.spherical import bessel_roots, harmonics, spherical_bessel
+from mspt.models.encoders.triplet_sums import triplet_sums
 from mspt.settings import Settings
 
 # Neighbours as close as this in azimuth (radians) are passed over as one, and so are those as close to the axis: in a
@@ -150,12 +151,13 @@ class Seen(NamedTuple):
     """What edges and triplets see of the geometry (eqs. 3 to 5 of the paper), in factors.
 
     radial [e, K]; spherical [e, S, K], Bessel functions of the distance; harmonics [e, D, S²] of the triplets of each
-    edge k → j, zero where there is none; place [t] of a triplet among these e · D.
+    edge k → j, zero where there is none, and zonal [e, D, S], those of order 0; place [t] of a triplet among e · D.
     """
 
     radial: Tensor
     spherical: Tensor
     harmonics: Tensor
+    zonal: Tensor
     place: Tensor
 
 
@@ -181,10 +183,12 @@ class Basis(nn.Module):
         angular = harmonics((axes * others).sum(-1), cosine, sine, self.degrees).to(dtype)
         width, place = rows(graph, incoming, outgoing)
         angular = angular.new_zeros(len(pair) * width, self.degrees**2).index_add_(0, place, angular)
+        angular = angular.view(len(pair), width, self.degrees**2)
         return Seen(
             radial=self.radial(x).to(dtype)[pair],
             spherical=self.spherical(x).to(dtype)[pair],
-            harmonics=angular.view(len(pair), width, self.degrees**2),
+            harmonics=angular,
+            zonal=angular[..., [degree**2 for degree in range(self.degrees)]],
             place=place,
         )
 
@@ -219,6 +223,15 @@ class SeparableMap(nn.Linear):
         return angular @ of_edges.permute(1, 2, 0, 3).flatten(1, 2)
 
 
+class LentMap(nn.Linear):
+    """A linear map that others apply: it gives a copy of its weight, which stays when an engine that shards parameters
+    takes the weight itself away.
+    """
+
+    def forward(self):
+        return self.weight.clone()
+
+
 class EdgeEmbedding(nn.Module):
     """The first features of an edge, from its two elements and its distance: [e, F]."""
 
@@ -244,12 +257,15 @@ class Block(nn.Module):
         channels, inner, basis = settings.channels, settings.triplet_channels, settings.basis_channels
         degrees, functions = settings.spherical_functions, settings.radial_functions
 
-        def two_maps(inputs, outputs, first=nn.Linear):
-            return nn.Sequential(linear(inputs, basis, bias=False, kind=first), linear(basis, outputs, bias=False))
+        def two_maps(inputs, outputs, *kinds):
+            widths, kinds = ((inputs, basis), (basis, outputs)), kinds or (nn.Linear, nn.Linear)
+            return nn.Sequential(
+                *(linear(*each, bias=False, kind=kind) for each, kind in zip(widths, kinds, strict=True))
+            )
 
         self.radial = two_maps(functions, channels)
-        self.angles = two_maps(degrees * functions, inner, SeparableMap)
-        self.torsions = two_maps(degrees**2 * functions, inner, SeparableMap)
+        self.angles = two_maps(degrees * functions, inner, SeparableMap, LentMap)
+        self.torsions = two_maps(degrees**2 * functions, inner, SeparableMap, LentMap)
         self.incoming, self.own = linear(channels, channels), linear(channels, channels)
         self.down, self.up = linear(channels, inner, bias=False), linear(inner, channels, bias=False)
         self.before, self.combine = Residual(channels), linear(channels, channels)
@@ -257,12 +273,12 @@ class Block(nn.Module):
 
     def forward(self, x, basis, incoming, outgoing):
         sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
-        zonal = basis.harmonics[..., [degree**2 for degree in range(basis.spherical.shape[1])]]
-        heard = sent.index_select(0, incoming)
-        for (first, second), angular in ((self.angles, zonal), (self.torsions, basis.harmonics)):
-            products = first(basis.spherical, angular).flatten(0, 1)
-            heard = heard * second(products.index_select(0, basis.place))
-        message = silu(self.own(x)) + silu(self.up(summed(heard, outgoing, len(x))))
+        angles, torsions = (
+            maps[0](basis.spherical, angular).flatten(0, 1).index_select(0, basis.place)
+            for maps, angular in ((self.angles, basis.zonal), (self.torsions, basis.harmonics))
+        )
+        heard = triplet_sums(sent, angles, torsions, self.angles[1](), self.torsions[1](), incoming, outgoing)
+        message = silu(self.own(x)) + silu(self.up(heard))
         return self.after(silu(self.combine(self.before(message))) + x)
 
 
