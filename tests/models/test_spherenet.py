@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mspt import kernels
 from mspt.models import encoders
-from mspt.models.encoders import spherenet, spherical, triplet_sums
+from mspt.models.encoders import spherenet, spherical, triplet_sums, triplets
 
 
 class TestSphereNet(EncoderContract):
@@ -101,14 +101,14 @@ def test_torsions_one_by_one(max_neighbours):
                     torsion = min(torsion, float(torch.atan2(sine, normal @ plane)) % (2 * math.pi))
             theta = math.atan2(float(normal.norm()), float(axis @ own))
             expected[edge, out] = theta, torsion
-    incoming, outgoing = spherenet.triplets(graph)
+    incoming, outgoing = triplets.triplets(graph)
     assert len(incoming) == len(expected)
-    axes = spherenet.safe_norm(positions[graph.target] - positions[graph.source])[1]
+    axes = triplets.safe_norm(positions[graph.target] - positions[graph.source])[1]
     axes, others = axes[outgoing], -axes[incoming]
     normals = torch.linalg.cross(axes, others)
-    following = spherenet.next_around(axes, normals, outgoing)
+    following = triplets.next_around(axes, normals, outgoing)
     assert torch.equal(outgoing[following], outgoing)
-    reference = spherenet.safe_norm(normals)[1][following]
+    reference = triplets.safe_norm(normals)[1][following]
     cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
     for place, key in enumerate(zip(incoming.tolist(), outgoing.tolist(), strict=True)):
         theta, torsion = expected[key]
