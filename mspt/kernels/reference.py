@@ -195,7 +195,7 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
 
 def sum_by_target(values, graph):
     """Sum edge values [e, …] by target atom -> [n, …]."""
-    return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add(0, graph.target, values)
+    return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add_(0, graph.target, values)
 
 
 def update(x, vec, outputs, projected):

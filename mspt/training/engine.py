@@ -188,8 +188,9 @@ class Engine:
             self._wrapped, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped, optimizer=adamw, config=self._config(module)
             )
-        # DeepSpeed reduces no float64: backward() does.
-        self._wrapped.enable_backward_allreduce = not self._double
+        # DeepSpeed reduces no float64, and copies all gradients to reduce them over one rank: backward() does.
+        self._reduces = self._double or (self.stage == 0 and self.process.world_size == 1)
+        self._wrapped.enable_backward_allreduce = not self._reduces
         self.module = module
         self._parameters = dict(module.named_parameters())
         self.adamw = getattr(self._optimizer, "optimizer", self._optimizer)
@@ -253,9 +254,11 @@ class Engine:
         self._backwards += 1
         if self._backwards < self.accumulation:
             self._wrapped.step()  # only counts
-        elif self._double:
+        elif self._reduces:
             for parameter in self._parameters.values():
-                dist.all_reduce(parameter.grad)
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)  # as DeepSpeed does
+                all_reduce(parameter.grad)
 
     def step(self):
         """Update the weights from the gradients added up -> StepResult.

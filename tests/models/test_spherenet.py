@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mspt import kernels
 from mspt.models import encoders
-from mspt.models.encoders import spherenet, spherical
+from mspt.models.encoders import spherenet, spherical, triplet_sums, triplets
 
 
 class TestSphereNet(EncoderContract):
@@ -101,14 +101,14 @@ def test_torsions_one_by_one(max_neighbours):
                     torsion = min(torsion, float(torch.atan2(sine, normal @ plane)) % (2 * math.pi))
             theta = math.atan2(float(normal.norm()), float(axis @ own))
             expected[edge, out] = theta, torsion
-    incoming, outgoing = spherenet.triplets(graph)
+    incoming, outgoing = triplets.triplets(graph)
     assert len(incoming) == len(expected)
-    axes = spherenet.safe_norm(positions[graph.target] - positions[graph.source])[1]
+    axes = triplets.safe_norm(positions[graph.target] - positions[graph.source])[1]
     axes, others = axes[outgoing], -axes[incoming]
     normals = torch.linalg.cross(axes, others)
-    following = spherenet.next_around(axes, normals, outgoing)
+    following = triplets.next_around(axes, normals, outgoing)
     assert torch.equal(outgoing[following], outgoing)
-    reference = spherenet.safe_norm(normals)[1][following]
+    reference = triplets.safe_norm(normals)[1][following]
     cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
     for place, key in enumerate(zip(incoming.tolist(), outgoing.tolist(), strict=True)):
         theta, torsion = expected[key]
@@ -160,3 +160,29 @@ def test_features_jump_where_another_neighbour_becomes_the_next():
     for turn in (0.0, 0.3):
         jumps.append(float((at(turn + 1e-4) - at(turn - 1e-4)).detach().abs().max()))
     assert jumps[0] > 20 * jumps[1]
+
+
+def test_triplet_sums(monkeypatch):
+    """Taken a few at a time: values and gradients, and gradients of these, as of all at once."""
+    monkeypatch.setattr(triplet_sums, "AT_A_TIME", 4)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    edges, channels, basis, count = 5, 3, 2, 11
+    values = random(edges, channels), random(count, basis), random(count, basis), random(channels, basis)
+    values = (*values, random(channels, basis))
+    incoming, outgoing = torch.randint(edges, (2, count), generator=generator)
+    outgoing = outgoing.sort().values
+
+    def plain(sent, angles, torsions, angle_weight, torsion_weight):
+        heard = sent[incoming] * (angles @ angle_weight.T) * (torsions @ torsion_weight.T)
+        return torch.zeros_like(sent).index_add(0, outgoing, heard)
+
+    def summed(*values):
+        return triplet_sums.triplet_sums(*values, incoming, outgoing)
+
+    torch.testing.assert_close(summed(*values), plain(*values), rtol=1e-12, atol=1e-12)
+    assert gradcheck(summed, values)
+    assert gradgradcheck(summed, values)

@@ -7,25 +7,24 @@ Mirror images differ: the next neighbour around the axis is another one there.
 The energy surface jumps as two neighbours pass each other around an axis, or as one that is next to another leaves the
 cut-off: then another neighbour is the next. With distances and angles alone nothing jumps.
 
-Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees of spherical functions.
+Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees of spherical functions. For products
+with what belongs to k → j alone, the triplets of an edge k → j lie in a row of D places, of which some stay empty.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.models.encoders.spherical import bessel_roots, harmonics, spherical_bessel
+from mspt.models.encoders.triplet_sums import triplet_sums
+from mspt.models.encoders.triplets import next_around, rows, safe_norm, triplets
 from mspt.settings import Settings
-
-# Neighbours as close as this in azimuth (radians) are passed over as one, and so are those as close to the axis: in a
-# flat molecule rounding would choose between them.
-SAME = 1e-5
 
 
 class SphereNetSettings(Settings):
@@ -76,71 +75,30 @@ class SphereNet(nn.Module):
         dtype = self.embedding.elements.weight.dtype
         incoming, outgoing = triplets(graph)
         basis = self.basis(positions.double(), graph, incoming, outgoing, dtype)
-        x = self.embedding(numbers, graph, basis[0])
-        scalars = self.outputs[0](x, basis[0], graph, len(numbers))
+        x = self.embedding(numbers, graph, basis.radial)
+        scalars = self.outputs[0](x, basis.radial, graph, len(numbers))
         for block, output in zip(self.blocks, self.outputs[1:], strict=True):
             x = block(x, basis, incoming, outgoing)
-            scalars = scalars + output(x, basis[0], graph, len(numbers))
+            scalars = scalars + output(x, basis.radial, graph, len(numbers))
         return scalars, None
 
 
-def triplets(graph):
-    """Edges k → j and j → i that meet, k ≠ i: their numbers, int64 [t] twice, by j → i."""
-    begin, end = graph.ptr[graph.source], graph.ptr[graph.source + 1]
-    outgoing = torch.repeat_interleave(end - begin)
-    row = torch.arange(len(outgoing), device=outgoing.device) - (torch.cumsum(end - begin, 0) - (end - begin))[outgoing]
-    incoming = begin[outgoing] + row
-    apart = graph.source[incoming] != graph.target[outgoing]
-    return incoming[apart], outgoing[apart]
+class Seen(NamedTuple):
+    """What edges and triplets see of the geometry (eqs. 3 to 5 of the paper), in factors.
 
-
-def safe_norm(vectors):
-    """Lengths [...] of vectors [..., 3], and unit vectors; both zero, with zero gradient, where a vector is zero."""
-    squared = vectors.square().sum(-1)
-    apart = squared > 0
-    root = torch.where(apart, squared, 1.0).sqrt()
-    return torch.where(apart, root, 0.0), vectors / root[..., None]
-
-
-@torch.no_grad()
-def next_around(axes, normals, outgoing):
-    """The triplet [t] of the same edge j → i whose k comes next around the axis, in the sense of the right hand.
-
-    axes: unit vectors from j to i [t, 3]. normals: axis × unit vector from j to k [t, 3]. A triplet without another k
-    that is SAME neither as its own nor as the axis, gets itself.
+    radial [e, K]; spherical [e, S, K], Bessel functions of the distance; harmonics [e, D, S²] of the triplets of each
+    edge k → j, zero where there is none, and zonal [e, D, S], those of order 0; place [t] of a triplet among e · D.
     """
-    least = torch.zeros_like(axes).scatter(1, axes.abs().argmin(1, keepdim=True), 1.0)
-    zero = torch.linalg.cross(axes, least)
-    azimuth = torch.atan2((torch.linalg.cross(zero, normals) * axes).sum(-1), (zero * normals).sum(-1))
-    result = torch.arange(len(outgoing), device=outgoing.device)
-    order = result[normals.norm(dim=-1) > SAME]
-    order = order[azimuth[order].argsort()]
-    order = order[outgoing[order].argsort(stable=True)]
-    if not len(order):
-        return result
-    angle, count = azimuth[order], torch.unique_consecutive(outgoing[order], return_counts=True)[1]
-    last = torch.cumsum(count, 0) - 1
-    first = torch.repeat_interleave(last - count + 1, count)
-    place = torch.arange(len(order), device=order.device)
-    following = place + 1
-    following[last] = first[last]
-    gap = angle[following] - angle
-    gap[last] += 2 * math.pi
-    # The last of those at one azimuth is followed by another; its edge has one, since its gaps make up a turn.
-    ends = torch.where(gap > SAME, place, len(place))
-    ends = ends.flip(0).cummin(0).values.flip(0)
-    beyond = ends > torch.repeat_interleave(last, count)
-    ends = torch.where(beyond, ends[first], ends)
-    result[order] = order[following[ends]]
-    return result
+
+    radial: Tensor
+    spherical: Tensor
+    harmonics: Tensor
+    zonal: Tensor
+    place: Tensor
 
 
 class Basis(nn.Module):
-    """What edges and triplets see of the geometry: [e, K], [t, S K] and [t, S² K] (eqs. 3 to 5 of the paper).
-
-    Torsions: harmonic f of the S², in the order of spherical.harmonics, comes with the Bessel functions of order f mod
-    S and not of its own degree, as in the public code.
-    """
+    """The Seen of a graph."""
 
     def __init__(self, settings):
         super().__init__()
@@ -149,19 +107,26 @@ class Basis(nn.Module):
         self.frequencies = nn.Parameter(math.pi * torch.arange(1, self.functions + 1, dtype=torch.float32))
 
     def forward(self, positions, graph, incoming, outgoing, dtype):
-        distance, direction = safe_norm(positions[graph.target] - positions[graph.source])
-        x = distance / self.cutoff
+        # Once a pair, and not once an edge.
+        distance, direction = safe_norm(positions[graph.second] - positions[graph.first])
+        pair, x = graph.pair.abs().long() - 1, distance / self.cutoff
+        direction = -direction[pair] * graph.pair.sign()[:, None]  # from an edge's source to its target
         axes, others = direction[outgoing], -direction[incoming]
         normals = torch.linalg.cross(axes, others)
         reference = safe_norm(normals)[1][next_around(axes, normals, outgoing)]
         # sin θ cos φ and sin θ sin φ: of these the harmonics are polynomials, smooth where θ is 0 and φ is not defined.
         cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
         angular = harmonics((axes * others).sum(-1), cosine, sine, self.degrees).to(dtype)
-        radial = self.spherical(x).to(dtype)[incoming]
-        zonal = angular[:, [degree**2 for degree in range(self.degrees)]]
-        angles = radial * zonal[:, :, None]
-        torsions = radial[:, None] * angular.unflatten(1, (self.degrees, self.degrees))[..., None]
-        return self.radial(x).to(dtype), angles.flatten(1), torsions.flatten(1)
+        width, place = rows(graph, incoming, outgoing)
+        angular = angular.new_zeros(len(pair) * width, self.degrees**2).index_add_(0, place, angular)
+        angular = angular.view(len(pair), width, self.degrees**2)
+        return Seen(
+            radial=self.radial(x).to(dtype)[pair],
+            spherical=self.spherical(x).to(dtype)[pair],
+            harmonics=angular,
+            zonal=angular[..., [degree**2 for degree in range(self.degrees)]],
+            place=place,
+        )
 
     def radial(self, x):
         """sin(f x) / x, faded out so that value, slope and curvature vanish at x = 1: [e, K]."""
@@ -177,6 +142,30 @@ class Basis(nn.Module):
         roots, factors = (part.to(x.device) for part in bessel_roots(self.degrees, self.functions))
         values = [spherical_bessel(row * x[:, None], order) for order, row in enumerate(roots)]
         return factors * torch.stack(values, 1)
+
+
+class SeparableMap(nn.Linear):
+    """A linear map of products, Bessel functions of k → j times harmonics of a triplet, without the products [t, …].
+
+    Harmonic f of A · S comes with the Bessel functions of order f mod S; for torsions, whose A is S, that is not its
+    own degree, as in the public code. Inputs are numbered (f, k).
+    """
+
+    def forward(self, spherical, angular):
+        """spherical [e, S, K], angular [e, D, A · S] -> [e, D, out]."""
+        orders, functions = spherical.shape[1:]
+        weight = self.weight.view(self.out_features, -1, orders, functions).permute(2, 3, 1, 0)  # [S, K, A, out]
+        of_edges = (spherical.transpose(0, 1) @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [S, e, A, out]
+        return angular @ of_edges.permute(1, 2, 0, 3).flatten(1, 2)
+
+
+class LentMap(nn.Linear):
+    """A linear map that others apply: it gives a copy of its weight, which stays when an engine that shards parameters
+    takes the weight itself away.
+    """
+
+    def forward(self):
+        return self.weight.clone()
 
 
 class EdgeEmbedding(nn.Module):
@@ -204,22 +193,28 @@ class Block(nn.Module):
         channels, inner, basis = settings.channels, settings.triplet_channels, settings.basis_channels
         degrees, functions = settings.spherical_functions, settings.radial_functions
 
-        def two_maps(inputs, outputs):
-            return nn.Sequential(linear(inputs, basis, bias=False), linear(basis, outputs, bias=False))
+        def two_maps(inputs, outputs, *kinds):
+            widths, kinds = ((inputs, basis), (basis, outputs)), kinds or (nn.Linear, nn.Linear)
+            return nn.Sequential(
+                *(linear(*each, bias=False, kind=kind) for each, kind in zip(widths, kinds, strict=True))
+            )
 
         self.radial = two_maps(functions, channels)
-        self.angles = two_maps(degrees * functions, inner)
-        self.torsions = two_maps(degrees**2 * functions, inner)
+        self.angles = two_maps(degrees * functions, inner, SeparableMap, LentMap)
+        self.torsions = two_maps(degrees**2 * functions, inner, SeparableMap, LentMap)
         self.incoming, self.own = linear(channels, channels), linear(channels, channels)
         self.down, self.up = linear(channels, inner, bias=False), linear(inner, channels, bias=False)
         self.before, self.combine = Residual(channels), linear(channels, channels)
         self.after = nn.Sequential(Residual(channels), Residual(channels))
 
     def forward(self, x, basis, incoming, outgoing):
-        radial, angles, torsions = basis
-        sent = silu(self.down(silu(self.incoming(x)) * self.radial(radial)))
-        heard = sent[incoming] * self.angles(angles) * self.torsions(torsions)
-        message = silu(self.own(x)) + silu(self.up(summed(heard, outgoing, len(x))))
+        sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
+        angles, torsions = (
+            maps[0](basis.spherical, angular).flatten(0, 1).index_select(0, basis.place)
+            for maps, angular in ((self.angles, basis.zonal), (self.torsions, basis.harmonics))
+        )
+        heard = triplet_sums(sent, angles, torsions, self.angles[1](), self.torsions[1](), incoming, outgoing)
+        message = silu(self.own(x)) + silu(self.up(heard))
         return self.after(silu(self.combine(self.before(message))) + x)
 
 
@@ -255,12 +250,12 @@ class Residual(nn.Module):
 def summed(values, index, count):
     """Sums [count, …] of values [t, …] with the same index [t], in float32 at least."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return wide.new_zeros(count, values.shape[1]).index_add(0, index, wide).to(values.dtype)
+    return wide.new_zeros(count, values.shape[1]).index_add_(0, index, wide).to(values.dtype)
 
 
-def linear(inputs, outputs, bias=True, zero_bias=True):
+def linear(inputs, outputs, bias=True, zero_bias=True, kind=nn.Linear):
     """A linear layer with the published initial values: orthogonal, scaled to Glorot's variance; zero bias."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = kind(inputs, outputs, bias=bias)
     nn.init.orthogonal_(layer.weight)
     with torch.no_grad():
         variance = layer.weight.var() if layer.weight.numel() > 1 else torch.tensor(1.0)
