@@ -14,6 +14,7 @@ __all__ = [
     "Graph",
     "RadialBasis",
     "carried_score_attention",
+    "filtered_messages",
     "gate_table",
     "implementation",
     "neighbour_embedding",
@@ -40,6 +41,11 @@ def gate_table(weight, bias, heads, basis, geometry):
 def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     """reference.radius_graph_attention."""
     return pick("radius_graph_attention", qkv.device, qkv.dtype)(qkv, vec, table, graph, geometry, vector_cutoff)
+
+
+def filtered_messages(sent, vec, filters, graph, direction):
+    """reference.filtered_messages."""
+    return pick("filtered_messages", sent.device, sent.dtype)(sent, vec, filters, graph, direction)
 
 
 def update(x, vec, outputs, projected):

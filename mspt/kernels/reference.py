@@ -198,6 +198,22 @@ def sum_by_target(values, graph):
     return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add_(0, graph.target, values)
 
 
+def filtered_messages(sent, vec, filters, graph, direction):
+    """PaiNN's sums over neighbours (eqs. 7 and 8): Σ s_j w, and Σ d (n_j w) + v_j (a_j w), along a graph without loops.
+
+    sent [n, 3F]: s, n and a of each atom; vec v [n, 3, F] or None for zeros; filters w [P, 3F], three of a pair, and
+    direction d [P, 3], of Graph's pairs -> [n, F], [n, 3, F].
+    """
+    pair = graph.pair.abs().long() - 1
+    direction = direction[pair] * graph.pair.sign()[:, None]  # from an edge's target to its source
+    message = sent.index_select(0, graph.source) * filters.index_select(0, pair)
+    scalar, new, along = message.chunk(3, 1)
+    vector = direction[..., None] * new[:, None]
+    if vec is not None:
+        vector = vector + vec.index_select(0, graph.source) * along[:, None]
+    return sum_by_target(scalar, graph), sum_by_target(vector, graph)
+
+
 def update(x, vec, outputs, projected):
     """The ET layer's update (eqs. 10 and 11): x + ⟨u1, u2⟩ o2 + o3 and vec + u3 o1.
 

@@ -86,14 +86,10 @@ class Message(nn.Module):
 
     def forward(self, x, vec, filters, graph, geometry):
         """x [n, F], vec [n, 3, F] or None for zeros, filters [P, 3F] -> both with the sums added."""
-        pair = graph.pair.abs().long() - 1
-        direction = geometry.direction[pair] * graph.pair.sign()[:, None]  # from an edge's target to its source
-        sent = self.sent(x).to(filters.dtype).index_select(0, graph.source) * filters.index_select(0, pair)
-        scalar, new, along = sent.chunk(3, 1)
-        vector = direction[..., None] * new[:, None]
-        if vec is not None:
-            vector = vector + vec.to(filters.dtype).index_select(0, graph.source) * along[:, None]
-        scalars, vectors = kernels.sum_by_target(scalar, graph), kernels.sum_by_target(vector, graph).to(x.dtype)
+        wide = filters.dtype  # float32 at least
+        heard = None if vec is None else vec.to(wide)
+        scalars, vectors = kernels.filtered_messages(self.sent(x).to(wide), heard, filters, graph, geometry.direction)
+        vectors = vectors.to(x.dtype)
         return x + scalars.to(x.dtype), vectors if vec is None else vec + vectors
 
 
