@@ -183,7 +183,11 @@ class Plan:
     def _run(self, row, stage, own, before, family):
         """A stage as a Run whose folder is named by everything that makes it."""
         path = Path(os.path.normpath(self.path.with_suffix("") / stage.config))
-        keys = row.set | stage.set | self.scale.set.get(stage.kind, {}) | own
+        keys = row.set | stage.set
+        left_out = tuple(f"{key}." for key, value in keys.items() if value is None)
+        # What a row leaves out, a scale's keys for a part of it do not bring back.
+        scaled = self.scale.set.get(stage.kind, {})
+        keys |= {key: value for key, value in scaled.items() if not key.startswith(left_out)} | own
         loaded = config.load(path, [_override(*item) for item in keys.items()])
         for name, value in self.scale.encoders.get(loaded.model.encoder.name, {}).items():
             keys[f"model.encoder.{name}"] = value
