@@ -16,6 +16,7 @@ __all__ = [
     "carried_score_attention",
     "gate_table",
     "implementation",
+    "linear",
     "neighbour_embedding",
     "pair_geometry",
     "radius_graph",
@@ -40,6 +41,11 @@ def gate_table(weight, bias, heads, basis, geometry):
 def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
     """reference.radius_graph_attention."""
     return pick("radius_graph_attention", qkv.device, qkv.dtype)(qkv, vec, table, graph, geometry, vector_cutoff)
+
+
+def linear(x, weight, bias, heads=1):
+    """reference.linear."""
+    return pick("linear", x.device, x.dtype)(x, weight, bias, heads)
 
 
 def update(x, vec, outputs, projected):
