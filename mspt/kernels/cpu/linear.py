@@ -10,9 +10,10 @@ from mspt.kernels.second import register_second
 SMALLEST = 32  # rows, inputs and outputs that fill a block of the unit
 
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, int heads) -> Tensor")
-# Of x, weight and bias (empty without bias). g, like the result, may be laid out by head.
+# Of x (empty unless asked for), weight and bias (empty without bias).
 LIBRARY.define(
-    "linear_backward(Tensor g, Tensor x, Tensor weight, Tensor? bias, int heads) -> (Tensor, Tensor, Tensor)"
+    "linear_backward(Tensor g, Tensor x, Tensor weight, Tensor? bias, int heads, bool moving) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -37,17 +38,23 @@ def _forward(x, weight, bias, heads):
     return result
 
 
-def _backward(g, x, weight, bias, heads):
-    g, x, weight = g.contiguous(), x.contiguous(), weight.contiguous()
-    to_x, to_weight = torch.empty_like(x), torch.empty_like(weight)
+def _empty_gradients(x, weight, bias, moving):
+    """Where the gradients of x, weight and bias go, not yet filled."""
     to_bias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
+    return x.new_empty(x.shape if moving else 0), weight.new_empty(weight.shape), to_bias
+
+
+def _backward(g, x, weight, bias, heads, moving):
+    g, x, weight = g.contiguous(), x.contiguous(), weight.contiguous()
+    to_x, to_weight, to_bias = _empty_gradients(x, weight, bias, moving)
     sizes = *x.shape, *g.shape[::2], torch.get_num_threads()
-    build.call("linear", "linear_backward_input", (g, weight, to_x), *sizes)
+    if moving:
+        build.call("linear", "linear_backward_input", (g, weight, to_x), *sizes)
     build.call("linear", "linear_backward_weight", (g, x, to_weight, None if bias is None else to_bias), *sizes)
     return to_x, to_weight, to_bias
 
 
-def _meaning(x, weight, bias, heads):
+def _meaning(x, weight, bias, heads, moving):
     return reference.linear(x, weight, bias, heads).transpose(0, 1)
 
 
@@ -58,8 +65,9 @@ def _keep(ctx, inputs, output):
 
 def _gradient(ctx, g):
     x, weight, bias = ctx.saved_tensors
-    to_x, to_weight, to_bias = torch.ops.mspt.linear_backward(g, x, weight, bias, ctx.heads)
-    return to_x, to_weight, None if bias is None else to_bias, None
+    moving = ctx.needs_input_grad[0]
+    to_x, to_weight, to_bias = torch.ops.mspt.linear_backward(g, x, weight, bias, ctx.heads, moving)
+    return to_x if moving else None, to_weight, None if bias is None else to_bias, None
 
 
 LIBRARY.impl("linear", _forward, "CPU")
@@ -74,6 +82,5 @@ def _(x, weight, bias, heads):
 
 
 @torch.library.register_fake("mspt::linear_backward")
-def _(g, x, weight, bias, heads):
-    to_bias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight), to_bias
+def _(g, x, weight, bias, heads, moving):
+    return _empty_gradients(x, weight, bias, moving)
