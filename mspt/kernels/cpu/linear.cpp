@@ -27,7 +27,7 @@ namespace {
 
 constexpr int64_t LINE = 16, CHUNK = 32, BLOCK = 32;  // pairs a tile; numbers summed over a tile; rows, columns of a block
 constexpr int64_t TILE = LINE * LINE, PACKED = 2 * 3 * TILE;  // 32-bit words: of a tile; of a block's two, in three parts
-constexpr int64_t DEPTH = 192, GROUP = 4;  // at most so much is summed before sums leave the unit; blocks of rows at a time
+constexpr int64_t DEPTH = 256, GROUP = 4;  // at most so much is summed before sums leave the unit; blocks of rows at a time
 using F = Lanes<16>::F;
 using I = Lanes<16>::I;
 
@@ -137,14 +137,23 @@ INLINE void multiply_tiles() {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// c [32, 32], its rows line apart, = start in every row, or c itself (add), + left right of so many chunks.
+// c [32, 32], its rows line apart, = c itself (add), or start in every row, or else zeros, + left right of so many chunks.
 void block(int64_t chunks, const int32_t* left, const int32_t* right, float* c, int64_t line, bool add, const float* start) {
-  const int64_t stride = add ? 4 * line : 0;
-  const float *lower = add ? c + LINE * line : start, *upper = add ? c : start;
-  _tile_loadd(0, upper, stride);
-  _tile_loadd(1, upper + LINE, stride);
-  _tile_loadd(2, lower, stride);
-  _tile_loadd(3, lower + LINE, stride);
+  if (add || start) {
+    const int64_t stride = add ? 4 * line : 0;
+    const float *lower = add ? c + LINE * line : start, *upper = add ? c : start;
+    _tile_loadd(0, upper, stride);
+    _tile_loadd(1, upper + LINE, stride);
+    _tile_loadd(2, lower, stride);
+    _tile_loadd(3, lower + LINE, stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  // A new result's memory is far away: ask for it before it is written.
+  for (int64_t i = 0; start && !add && i < BLOCK; i++) __builtin_prefetch(c + i * line, 1), __builtin_prefetch(c + i * line + LINE, 1);
   for (int64_t k = 0; k < chunks; k++, left += PACKED, right += PACKED) {
     read_left(left + 2 * TILE), read_right(right), multiply_tiles();
     read_left(left + TILE), multiply_tiles();
@@ -159,7 +168,8 @@ void block(int64_t chunks, const int32_t* left, const int32_t* right, float* c, 
   _tile_stored(3, c + LINE * line + LINE, 4 * line);
 }
 
-// c [rows, columns] = starts [columns up to whole blocks], or c itself (add), + the product of what is packed.
+// c [rows, columns] = c itself (add), or starts [columns up to whole blocks] in every row, or else zeros, + the product of
+// what is packed.
 void multiply(int64_t rows, int64_t columns, int64_t depth, const int32_t* left, const int32_t* right, float* c, int64_t line, bool add, const float* starts) {
   const int64_t chunks = parts(depth, CHUNK);
   pieces(depth, [&](int64_t from, int64_t to) {
@@ -168,14 +178,15 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const int32_t* left,
         const int32_t *a = left + (i / BLOCK * chunks + from / CHUNK) * PACKED, *b = right + (j / BLOCK * chunks + from / CHUNK) * PACKED;
         const int64_t steps = parts(to - from, CHUNK), height = std::min(BLOCK, rows - i), width = std::min(BLOCK, columns - j);
         float* out = c + i * line + j;
+        const float* start = starts ? starts + j : nullptr;
         if (height == BLOCK && width == BLOCK) {
-          block(steps, a, b, out, line, add || from > 0, starts + j);
+          block(steps, a, b, out, line, add || from > 0, start);
           continue;
         }
         float sums[BLOCK * BLOCK];
         for (int64_t r = 0; r < BLOCK; r++)
           for (int64_t f = 0; f < BLOCK; f++)
-            sums[r * BLOCK + f] = !(add || from > 0) ? starts[j + f] : r < height && f < width ? out[r * line + f] : 0;
+            sums[r * BLOCK + f] = !(add || from > 0) ? (start ? start[f] : 0) : r < height && f < width ? out[r * line + f] : 0;
         block(steps, a, b, sums, BLOCK, true, nullptr);
         for (int64_t r = 0; r < height; r++) memcpy(out + r * line, sums + r * BLOCK, 4 * width);
       }
@@ -209,16 +220,17 @@ int linear_ready() {
 // x [M, K], weight [N, K], bias [N] or null -> y [blocks, M, width].
 void linear_forward(const float* x, const float* weight, const float* bias, float* y, int64_t M, int64_t K, int64_t blocks, int64_t width, int64_t threads) {
   const int64_t chunks = parts(K, CHUNK), panels = parts(width, BLOCK);
+  int32_t* right = scratch(0, blocks * panels * chunks * PACKED);
+  std::vector<float> starts(blocks * panels * BLOCK);
+  for (int64_t b = 0; bias && b < blocks; b++) memcpy(&starts[b * panels * BLOCK], bias + b * width, 4 * width);
 #pragma omp parallel num_threads(threads)
   {
     Unit unit;
-    // Every thread packs the weight for itself: memory that another one has just written is slow to read.
-    int32_t *right = scratch(0, blocks * panels * chunks * PACKED), *left = scratch(1, GROUP * chunks * PACKED);
-    std::vector<float> starts(blocks * panels * BLOCK);
-    for (int64_t b = 0; b < blocks; b++) {
-      pack({weight + b * width * K, K, width, K, true}, 0, width, 0, K, false, right + b * panels * chunks * PACKED);
-      if (bias) memcpy(&starts[b * panels * BLOCK], bias + b * width, 4 * width);
-    }
+    int32_t* left = scratch(1, GROUP * chunks * PACKED);
+#pragma omp for collapse(2)
+    for (int64_t b = 0; b < blocks; b++)
+      for (int64_t p = 0; p < panels; p++)
+        pack({weight + b * width * K, K, width, K, true}, p * BLOCK, 1, 0, K, false, right + (b * panels + p) * chunks * PACKED);
     share(parts(M, BLOCK), [&](int64_t from, int64_t to) {
       for (int64_t m = from * BLOCK; m < std::min(M, to * BLOCK); m += GROUP * BLOCK) {
         const int64_t rows = std::min(std::min(M, to * BLOCK) - m, GROUP * BLOCK);
@@ -233,19 +245,21 @@ void linear_forward(const float* x, const float* weight, const float* bias, floa
 // g [blocks, M, width], weight [N, K] -> the gradient of x [M, K].
 void linear_backward_input(const float* g, const float* weight, float* to_x, int64_t M, int64_t K, int64_t blocks, int64_t width, int64_t threads) {
   const int64_t chunks = parts(width, CHUNK), panels = parts(K, BLOCK);
-  const std::vector<float> zeros(panels * BLOCK);
+  int32_t* right = scratch(0, blocks * panels * chunks * PACKED);
 #pragma omp parallel num_threads(threads)
   {
     Unit unit;
-    int32_t *right = scratch(0, blocks * panels * chunks * PACKED), *left = scratch(1, GROUP * chunks * PACKED);
+    int32_t* left = scratch(1, GROUP * chunks * PACKED);
+#pragma omp for collapse(2)
     for (int64_t b = 0; b < blocks; b++)
-      pack({weight + b * width * K, K, K, width, false}, 0, K, 0, width, false, right + b * panels * chunks * PACKED);
+      for (int64_t p = 0; p < panels; p++)
+        pack({weight + b * width * K, K, K, width, false}, p * BLOCK, 1, 0, width, false, right + (b * panels + p) * chunks * PACKED);
     share(parts(M, BLOCK), [&](int64_t from, int64_t to) {
       for (int64_t m = from * BLOCK; m < std::min(M, to * BLOCK); m += GROUP * BLOCK)
         for (int64_t b = 0; b < blocks; b++) {
           const int64_t rows = std::min(std::min(M, to * BLOCK) - m, GROUP * BLOCK);
           pack({g + b * M * width, width, M, width, true}, m, rows, 0, width, true, left);
-          multiply(rows, K, width, left, right + b * panels * chunks * PACKED, to_x + m * K, K, b > 0, zeros.data());
+          multiply(rows, K, width, left, right + b * panels * chunks * PACKED, to_x + m * K, K, b > 0, nullptr);
         }
     });
   }
@@ -254,7 +268,6 @@ void linear_backward_input(const float* g, const float* weight, float* to_x, int
 // g [blocks, M, width], x [M, K] -> the gradients of weight [N, K] and, unless null, bias [N].
 void linear_backward_weight(const float* g, const float* x, float* to_weight, float* to_bias, int64_t M, int64_t K, int64_t blocks, int64_t width, int64_t threads) {
   const int64_t units = parts(width, BLOCK), panels = parts(K, BLOCK);
-  const std::vector<float> zeros(panels * BLOCK);
 #pragma omp parallel num_threads(threads)
   {
     Unit unit;
@@ -266,7 +279,7 @@ void linear_backward_weight(const float* g, const float* x, float* to_weight, fl
           const int64_t b = u / units, n = u % units * BLOCK, rows = std::min(BLOCK, width - n);
           const Source columns{g + b * M * width, width, width, M, false};
           pack(columns, n, rows, m, end - m, true, left);
-          multiply(rows, K, end - m, left, right, to_weight + (b * width + n) * K, K, m > 0, zeros.data());
+          multiply(rows, K, end - m, left, right, to_weight + (b * width + n) * K, K, m > 0, nullptr);
           if (!to_bias) continue;
           float sums[BLOCK] = {};
           for (int64_t k = m; k < end; k++)
