@@ -112,5 +112,5 @@ def _compile(cxx, flags, openmp, source, library):
 
 
 def pointer(tensor):
-    """The address of a tensor's first element; whoever calls keeps the tensor for as long."""
-    return ctypes.c_void_p(tensor.data_ptr())
+    """The address of a tensor's first element, null for None; whoever calls keeps the tensor for as long."""
+    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None)

@@ -17,6 +17,7 @@ __all__ = [
     "filtered_messages",
     "gate_table",
     "implementation",
+    "linear",
     "neighbour_embedding",
     "pair_geometry",
     "radius_graph",
@@ -46,6 +47,11 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
 def filtered_messages(sent, vec, filters, graph, direction):
     """reference.filtered_messages."""
     return pick("filtered_messages", sent.device, sent.dtype)(sent, vec, filters, graph, direction)
+
+
+def linear(x, weight, bias, heads=1):
+    """reference.linear."""
+    return pick("linear", x.device, x.dtype)(x, weight, bias, heads)
 
 
 def update(x, vec, outputs, projected):

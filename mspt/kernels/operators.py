@@ -44,8 +44,10 @@ def implement(name, device, function):
 def attention(qkv, vec, table, graph, geometry, vector_cutoff, form=""):
     """reference.radius_graph_attention by the operator of one of FORMS."""
     coordinate = None if geometry.coordinate is None else geometry.coordinate.contiguous()
+    # The C++ kernels take qkv head by head in memory too, as linear gives it.
+    by_head = qkv.device.type == "cpu" and not form and qkv.transpose(0, 1).is_contiguous()
     return _operator("attention", form)(
-        qkv.contiguous(),
+        qkv if by_head else qkv.contiguous(),
         None if vec is None else vec.contiguous(),
         table.contiguous(),
         coordinate,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
+from torch.nn import functional
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from mspt.kernels import spline
 from mspt.kernels.spline import cosine_cutoff
@@ -135,7 +136,7 @@ def gate_table(weight, bias, heads, basis, geometry):
     the table: with knots, the coefficients of a spline; without, the gates at distance 0 and at every pair's.
     """
     weight, bias = at_least_float32(weight, bias)
-    values = silu(linear(gate_rows(basis, geometry, weight.dtype), weight, bias))
+    values = silu(functional.linear(gate_rows(basis, geometry, weight.dtype), weight, bias))
     return arrange(values, heads, basis.knots is not None)
 
 
@@ -212,6 +213,14 @@ def filtered_messages(sent, vec, filters, graph, direction):
     if vec is not None:
         vector = vector + vec.index_select(0, graph.source) * along[:, None]
     return sum_by_target(scalar, graph), sum_by_target(vector, graph)
+
+
+def linear(x, weight, bias, heads):
+    """x [n, …, K] Wᵀ + b, weight W [N, K], bias b [N] or None -> [n, …, heads, N / heads].
+
+    An implementation may lay the result out head by head in memory.
+    """
+    return functional.linear(x, weight, bias).unflatten(-1, (heads, -1))
 
 
 def update(x, vec, outputs, projected):

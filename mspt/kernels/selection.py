@@ -13,6 +13,7 @@ from mspt import native
 from mspt.errors import UserError
 from mspt.kernels import cpu, reference
 from mspt.kernels.cpu import build
+from mspt.kernels.cpu.linear import ready as linear_ready
 
 NAMES = ("auto", "reference", "cpu", "triton")
 IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
@@ -109,7 +110,8 @@ def report():
         if _reason(NATIVE[device]) is not None:
             lines.append(f"  {NATIVE[device]} cannot: {_reason(NATIVE[device])}")
     if _reason("cpu") is None:
-        lines.append(f"C++ kernels: {native.compiler()}, {native.level()}, {torch.get_num_threads()} threads")
+        unit = ", matrix unit" if linear_ready() else ""
+        lines.append(f"C++ kernels: {native.compiler()}, {native.level()}{unit}, {torch.get_num_threads()} threads")
         lines.append(f"builds are kept in {native.cache_folder()}")
     if len(devices) == 1:
         lines.append("no CUDA device")

@@ -2,10 +2,24 @@
 
 from torch import nn
 
+from mspt import kernels
+
+
+class Linear(nn.Linear):
+    """kernels.linear: [n, …, inputs] -> [n, …, outputs], or with heads [n, …, heads, outputs / heads]."""
+
+    def __init__(self, inputs, outputs, bias=True, heads=None):
+        super().__init__(inputs, outputs, bias)
+        self.heads = heads
+
+    def forward(self, x):
+        result = kernels.linear(x, self.weight, self.bias, self.heads or 1)
+        return result if self.heads else result.flatten(-2)
+
 
 def linear(inputs, outputs, bias=True):
     """A linear layer with Xavier weights and zero biases."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)

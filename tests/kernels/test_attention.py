@@ -174,8 +174,7 @@ def test_operators_are_what_they_declare(name):
     outputs = [t.detach() for t in torch.ops.mspt.attention(*inputs)]
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     opcheck(torch.ops.mspt.attention_backward.default, (*outputs, *inputs, True), test_utils=tests)
-    pre = (torch.randn(20, 64, requires_grad=True), torch.randn(64, requires_grad=True), 2, True)
-    opcheck(torch.ops.mspt.gate_table.default, pre)
+    opcheck(torch.ops.mspt.gate_table.default, (torch.randn(2, 20, 32, requires_grad=True), True))
     n = len(qkv)
     update = [torch.randn(*shape, requires_grad=True) for shape in ((n, 4), (n, 3, 4), (n, 12), (n, 3, 12))]
     opcheck(torch.ops.mspt.update.default, update)

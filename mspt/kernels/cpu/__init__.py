@@ -4,6 +4,7 @@ from mspt.kernels.cpu.attention import radius_graph_attention
 from mspt.kernels.cpu.carried_attention import carried_score_attention
 from mspt.kernels.cpu.filtered_messages import filtered_messages
 from mspt.kernels.cpu.graph import radius_graph
+from mspt.kernels.cpu.linear import linear
 from mspt.kernels.cpu.table import gate_table
 from mspt.kernels.cpu.update import update
 from mspt.kernels.cpu.whiten import whiten
@@ -12,6 +13,7 @@ __all__ = [
     "carried_score_attention",
     "filtered_messages",
     "gate_table",
+    "linear",
     "radius_graph",
     "radius_graph_attention",
     "update",

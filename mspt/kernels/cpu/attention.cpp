@@ -20,6 +20,7 @@ extern "C" {
 struct Inputs {
   int64_t atoms, heads, width, rows, pairs, tiles, margin;  // rows: of the table; margin: the coordinate of distance 0
   int64_t half, direct, fading, threads;            // half: features are bfloat16; fading: vector messages fade too
+  int64_t atom_stride, head_stride;                 // of qkv, in numbers
   const void *qkv, *vec;                            // [n, H, 5D], [n, 3, F] or null for zeros
   const float* table;                               // [H, rows, 4D]
   const double* coordinate;                         // [P]
@@ -112,7 +113,7 @@ template <int D, class T> struct Pass {
     size = (size + 15) & ~(size_t)15;
     return {scratch(buffer, PLANES * size), size};
   }
-  size_t qkv_at(int64_t i) const { return ((size_t)i * in.heads + head) * 5 * D; }
+  size_t qkv_at(int64_t i) const { return i * in.atom_stride + head * in.head_stride; }
   size_t scalar_at(int64_t i) const { return ((size_t)i * in.heads + head) * D; }
   size_t vector_at(int64_t i, int c) const { return (((size_t)i * 3 + c) * in.heads + head) * D; }
 
@@ -430,7 +431,7 @@ template <int D, class T> void backward(const Inputs& in, const Gradients& g) {
       for (int64_t i = 0; i < in.atoms; i++)
         for (int64_t h = 0; h < in.heads; h++)
           for (int f = 0; f < D; f += Pass<D, T>::W) {
-            size_t from = (i * in.heads + h) * D + f, to = (i * in.heads + h) * 5 * D + f;
+            size_t from = (i * in.heads + h) * D + f, to = i * in.atom_stride + h * in.head_stride + f;
             write(g.qkv, to, in.half, load<Pass<D, T>::W>(g.query + from));
           }
     }

@@ -18,6 +18,7 @@ class Inputs(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int64) for name in ("atoms", "heads", "width", "rows", "pairs", "tiles", "margin")],
         *[(name, ctypes.c_int64) for name in ("half", "direct", "fading", "threads")],
+        *[(name, ctypes.c_int64) for name in ("atom_stride", "head_stride")],
         *[(name, ctypes.c_void_p) for name in ("qkv", "vec", "table", "coordinate", "fade", "direction")],
         *[(name, ctypes.c_void_p) for name in ("own_ptr", "atom_ptr", "atom", "pair_ptr", "pair", "in_ptr", "in_atom")],
         *[(name, ctypes.c_void_p) for name in ("in_pair", "out_ptr", "out_atom", "out_pair")],
@@ -60,7 +61,7 @@ def _inputs(qkv, vec, table, coordinate, fade, direction, source, ptr, pair, pla
     tangent = [None if t is None else t.data_ptr() for t in tangents or (None,) * 4]
     sizes = (n, heads, width // 5, table.shape[1], len(fade), len(own_ptr) - 1, spline.MARGIN)
     flags = (qkv.dtype == torch.bfloat16, coordinate is None, vector_cutoff, torch.get_num_threads())
-    return Inputs(*sizes, *flags, *address, *tangent)
+    return Inputs(*sizes, *flags, *qkv.stride()[:2], *address, *tangent)
 
 
 def _forward(inputs, qkv, dual):
@@ -107,6 +108,7 @@ def attention_backward(g_scalars, g_vectors, *arguments):
 
 def attention_second(h_qkv, h_vec, h_table, h_geometry, g_scalars, g_vectors, *arguments):
     qkv, vec, table, _, fade, *_, plan, _ = arguments
+    h_qkv = torch.empty_like(qkv).copy_(h_qkv)  # laid out as qkv is
     inputs = _inputs(*arguments, tangents=(h_qkv, None if vec is None else h_vec, h_table, h_geometry))
     # Gradients of g_scalars and g_vectors are the derivative of the outputs; h_vec meets vec, which is added to them.
     outputs = _forward(inputs, qkv, dual=True)

@@ -1,4 +1,4 @@
-// The table of radial gates: silu of a matrix product's rows, then the coefficients of the spline through them.
+// The table of radial gates: silu of a linear layer's rows, then the coefficients of the spline through them.
 //
 // The spline's system is tridiagonal, (1, 4, 1) / 6 with mirrored ends, and symmetric: one sweep down and one up solve
 // it, for many channels at a time, and the same two sweeps are its transpose.
@@ -39,18 +39,17 @@ template <class F> void strips(int64_t heads, int64_t width, int64_t threads, F 
 
 extern "C" {
 
-// pre [rows, H * width] and bias [H * width] -> table [H, rows, width]; spline: coefficients instead of values.
-// width must be a multiple of 4.
-void table_forward(const float* pre, const float* bias, float* table, int64_t rows, int64_t heads, int64_t width, int64_t spline, int64_t threads) {
+// pre [H, rows, width] -> table [H, rows, width]; spline: coefficients instead of values. width: a multiple of 4.
+void table_forward(const float* pre, float* table, int64_t heads, int64_t rows, int64_t width, int64_t spline, int64_t threads) {
   Sweep sweep(rows);
   strips(heads, width, threads, [&](int64_t h, int64_t from, int64_t count) {
-    const int64_t line = heads * width, at = h * width + from;
+    const float* x_of = pre + h * rows * width + from;
     float* to = table + h * rows * width + from;
     auto run = [&](auto lanes, int64_t f) {
       constexpr int L = decltype(lanes)::value;
-      Vec<L> b = load<L>(bias + at + f), d = all<L>(0);
+      Vec<L> d = all<L>(0);
       for (int64_t r = 0; r < rows; r++) {
-        Vec<L> x = load<L>(pre + r * line + at + f) + b, value = x * sigmoid(x);
+        Vec<L> x = load<L>(x_of + r * width + f), value = x * sigmoid(x);
         // d becomes (value - d / 6) * scale, with carry = scale / 6.
         d = spline ? value * all<L>(sweep.scale[r]) - d * all<L>(sweep.scale[r] * (1.0f / 6)) : value;
         store(to + r * width + f, d);
@@ -67,29 +66,30 @@ void table_forward(const float* pre, const float* bias, float* table, int64_t ro
   });
 }
 
-// Gradient of the table [H, rows, width] -> of pre [rows, H * width].
-void table_backward(const float* gradient, const float* pre, const float* bias, float* to, int64_t rows, int64_t heads, int64_t width, int64_t spline, int64_t threads) {
+// Gradient of the table -> of pre.
+void table_backward(const float* gradient, const float* pre, float* result, int64_t heads, int64_t rows, int64_t width, int64_t spline, int64_t threads) {
   Sweep sweep(rows);
   strips(heads, width, threads, [&](int64_t h, int64_t from, int64_t count) {
-    const int64_t line = heads * width, at = h * width + from;
-    const float* g = gradient + h * rows * width + from;
+    const int64_t at = h * rows * width + from;
+    const float *g = gradient + at, *x_of = pre + at;
+    float* to = result + at;
     auto run = [&](auto lanes, int64_t f) {
       constexpr int L = decltype(lanes)::value;
-      Vec<L> b = load<L>(bias + at + f), d = all<L>(0);
+      Vec<L> d = all<L>(0);
       if (spline)
         for (int64_t r = 0; r < rows; r++) {
           d = load<L>(g + r * width + f) * all<L>(sweep.scale[r]) - d * all<L>(sweep.scale[r] * (1.0f / 6));
-          store(to + r * line + at + f, d);
+          store(to + r * width + f, d);
         }
       for (int64_t r = rows - 1; r >= 0; r--) {
-        float* out = to + r * line + at + f;
+        float* out = to + r * width + f;
         if (!spline) d = load<L>(g + r * width + f);
         else if (r < rows - 1) d = load<L>(out) - d * all<L>(sweep.carry[r]);
-        Vec<L> x = load<L>(pre + r * line + at + f) + b, s = sigmoid(x);
-        Vec<L> result = d * fma(x * s, all<L>(1) - s, s);
+        Vec<L> x = load<L>(x_of + r * width + f), s = sigmoid(x);
+        Vec<L> product = d * fma(x * s, all<L>(1) - s, s);
         // Away from distances that occur the sweeps fade, down to denormals that would slow the next product tenfold.
         Vec<L> small = all<L>(1e-25f);
-        store(out, Vec<L>{result.v < small.v && result.v > -small.v ? Vec<L>{}.v : result.v});
+        store(out, Vec<L>{product.v < small.v && product.v > -small.v ? Vec<L>{}.v : product.v});
       }
     };
     int64_t f = 0;

@@ -11,7 +11,7 @@ from torch import nn
 
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
-from mspt.models.layers import linear
+from mspt.models.layers import Linear, linear
 from mspt.settings import Settings
 
 
@@ -118,7 +118,7 @@ class Layer(nn.Module):
         channels, functions = settings.channels, settings.radial_functions
         self.heads, self.vector_cutoff = settings.heads, settings.vector_cutoff
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 5 * channels)
+        self.qkv = Linear(channels, 5 * channels, heads=settings.heads)
         self.qkv.weight, self.qkv.bias = _stacked(channels, [channels, channels, 3 * channels], settings.heads)
         self.gate_weight, self.gate_bias = _stacked(functions, [channels, 3 * channels], settings.heads)
         self.o = linear(channels, 3 * channels)
@@ -126,7 +126,7 @@ class Layer(nn.Module):
 
     def forward(self, x, vec, basis, graph, geometry):
         """x [n, F], vec [n, 3, F] or None for zeros -> both after the layer."""
-        qkv = self.qkv(self.norm(x)).unflatten(1, (self.heads, -1))
+        qkv = self.qkv(self.norm(x))
         table = kernels.gate_table(self.gate_weight, self.gate_bias, self.heads, basis, geometry)
         message, summed = kernels.radius_graph_attention(qkv, vec, table, graph, geometry, self.vector_cutoff)
         # Without vectors their map has nothing to do; the zero keeps its weight in the graph on every rank.
