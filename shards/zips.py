@@ -62,12 +62,9 @@ def _directory(file):
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - END.size - LONGEST_COMMENT))
     tail = file.read()
-    at = tail.rfind(END_MARK)
-    if at < 0:
-        raise ValueError("the end of a zip is missing")
+    at = _end(tail)
     end = file.tell() - len(tail) + at
-    file.seek(end)
-    fields = _record(file, END, END_MARK)
+    fields = END.unpack_from(tail, at)
     count, start = fields[4], fields[6]
     place = end - END_64_PLACE.size
     if place >= 0 and tail[at - END_64_PLACE.size : at][:4] == END_64_PLACE_MARK:
@@ -76,6 +73,19 @@ def _directory(file):
         fields = _record(file, END_64, END_64_MARK)
         count, start = fields[7], fields[9]
     return count, start
+
+
+def _end(tail):
+    """Where the last record begins: the mark from which on a comment as long as it says reaches to the end of the file.
+
+    A comment may hold the mark too.
+    """
+    at = tail.rfind(END_MARK)
+    while at >= 0:
+        if at + END.size <= len(tail) and at + END.size + END.unpack_from(tail, at)[-1] == len(tail):
+            return at
+        at = tail.rfind(END_MARK, 0, at + len(END_MARK) - 1)
+    raise ValueError("the end of a zip is missing")
 
 
 def _record(file, layout, mark):

@@ -27,6 +27,8 @@ def work(task):
 
 
 if __name__ == "__main__":  # two processes, both at work for long when both have said something
+    # Tests in the background of a shell inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for deaf in unordered(work, ["deaf", "deaf", "slow", "slow"], 2):
             print(f"deaf to Ctrl-C: {deaf}", flush=True)

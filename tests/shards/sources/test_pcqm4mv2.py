@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("rdkit")
@@ -120,6 +120,8 @@ def test_damaged_files(folder):
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.binary(max_size=200), max_size=8), st.booleans(), st.booleans(), st.binary(max_size=30))
+@example([b"1"], False, False, b"PK\x05\x06")
+@example([b"1"], True, True, b"a PK\x05\x06, and 22 more bytes that say no length")
 def test_a_zip_gives_what_zipfile_wrote(contents, packed, wide, comment):
     file = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:
