@@ -18,14 +18,15 @@ def learning_curves(plan):
     size = (3.2 * len(plan.targets) + 1.8, 2.8 * (1 + len(plan.labels)))
     figure = Figure(figsize=size, layout="constrained")
     top, *below = figure.subplots(1 + len(plan.labels), len(plan.targets), squeeze=False)
-    shown = {}
+    shown, places = {}, _places(plan.labels)
     for column, target in enumerate(plan.targets):
         target_and_unit = target
         for row, by_labels in results.items():
             found = {labels: by[target] for labels, by in by_labels.items() if target in by}
             if found:
-                shown[row] = _errors(top[column], found, colours[row])
+                shown[row] = _errors(top[column], found, places, colours[row])
                 target_and_unit = f"{target} / {next(iter(found.values()))['unit']}"
+        _abscissa(top[column], places)
         top[column].set_title(target_and_unit)
         for axes, labels in zip((line[column] for line in below), plan.labels, strict=True):
             cells = [cell for cell in plan.cells if (cell.target, cell.labels, cell.run.done) == (target, labels, True)]
@@ -39,18 +40,26 @@ def learning_curves(plan):
     return figure
 
 
-def _errors(axes, found, colour):
-    """found: labels -> a result, of which None, all labels, is drawn to the right of the others."""
-    most = max((labels for labels in found if labels), default=1)
-    places = [labels or 2 * most for labels in found]
-    mean = [statistics.fmean(each["mae"]) for each in found.values()]
-    spread = [statistics.stdev(each["mae"]) if len(each["mae"]) > 1 else 0.0 for each in found.values()]
-    line = axes.errorbar(places, mean, spread, color=colour, marker="o", markersize=4, linewidth=1.2, capsize=3)
+def _places(labels):
+    """Number of labels -> where it is drawn; None, all of them, to the right of the others."""
+    most = max((number for number in labels if number), default=1)
+    return {number: number or 10 * most for number in labels}
+
+
+def _abscissa(axes, places):
     axes.set_xscale("log")
-    axes.set_xticks(places, ["all" if labels is None else str(labels) for labels in found], minor=False)
+    axes.set_xlim(min(places.values()) / 3, max(places.values()) * 3)
+    axes.set_xticks(list(places.values()), ["all" if number is None else str(number) for number in places])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labels")
-    return line
+
+
+def _errors(axes, found, places, colour):
+    """found: labels -> a result."""
+    mean = [statistics.fmean(each["mae"]) for each in found.values()]
+    spread = [statistics.stdev(each["mae"]) if len(each["mae"]) > 1 else 0.0 for each in found.values()]
+    x = [places[labels] for labels in found]
+    return axes.errorbar(x, mean, spread, color=colour, marker="o", markersize=4, linewidth=1.2, capsize=3)
 
 
 def _validation(axes, cells, colour):
