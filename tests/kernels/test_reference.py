@@ -96,6 +96,18 @@ def test_whiten_gradient_is_bounded_where_eigenvalues_meet(regular):
         assert vec.grad.norm() < 2 * weights.norm() / min(regular) ** 0.5
 
 
+@pytest.mark.parametrize("kind", ["even", "zero"])
+def test_where_the_gradient_of_an_svd_is_not_finite_this_one_is(kind):
+    """Equal eigenvalues: of an even covariance, and of one that ε alone makes, as in a molecule of a single atom."""
+    weights, gradients = torch.randn(4, 3, 7), []
+    for function in (by_svd, kernels.whiten):
+        vec = vectors(kind).requires_grad_()
+        (function(vec, torch.ones(7), ISOTROPIC) * weights).sum().backward()
+        gradients.append(vec.grad)
+    published, ours = gradients
+    assert not published.isfinite().all() and ours.norm() < 2 * weights.norm() / ISOTROPIC[0] ** 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_whiten_turns_with_its_vectors(kind):
     """Exactly with an isotropic regularisation; as published, up to its size against the covariance."""
