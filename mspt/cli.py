@@ -132,10 +132,12 @@ def import_encoder(options):
 
 def reproduce(options):
     """Run the rows of a paper's table that are not run yet, and print it beside the published numbers."""
-    from mspt import curves, reproduce
-    from mspt.data import plot
+    from mspt import reproduce
 
-    if options.figure:
+    if options.figure:  # matplotlib takes its time
+        from mspt import curves
+        from mspt.data import plot
+
         plot.check_png(options.figure, "--figure")
     only = {name: getattr(options, name) for name in ("rows", "targets", "labels", "seeds")}
     out = options.out or Path("runs") / f"{options.table}-{options.scale}"

@@ -1,7 +1,7 @@
 """A molecule's trajectory by GFN2-xTB, as an .npz of rMD17's layout: real forces where rMD17 itself is not at hand.
 
 python -m shards.quantum.dynamics --smiles 'CC(=O)Oc1ccccc1C(=O)O' --frames 2000 --out gfn2_aspirin.npz
-shards build md17 --from gfn2_aspirin.npz --out data/gfn2-aspirin --no-inchikey
+shards build md17 --from gfn2_aspirin.npz --out data/rmd17-aspirin --no-inchikey
 """
 
 import argparse
