@@ -1,10 +1,11 @@
 """Spectra computed here: IR and Raman lines by GFN2-xTB, UV-Vis lines by TD-B3LYP, for QM9 or a list of SMILES.
 
     python -m shards.sources.computed --molecules qm9 --count 2000 --out DIR
-    python -m shards.sources.computed --molecules FILE.smi --out DIR
+    python -m shards.sources.computed --molecules FILE.smi --out DIR --spectra ir,raman
 
-One line of JSON a molecule is appended to DIR/results.jsonl, or to DIR/rejects.jsonl with the reason. A killed run
-goes on where it stopped when the same command is given again. `shards build computed` makes shards of the folder.
+IR and Raman come together, by a quarter of the work of all three. One line of JSON a molecule is appended to
+DIR/results.jsonl, or to DIR/rejects.jsonl with the reason. A killed run goes on where it stopped when the same command
+is given again. `shards build computed` makes shards of the folder.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import os
 import time
 import zlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mspt.chemistry.spectra import GRIDS
+from mspt.chemistry.spectra import SPECTRA
 from mspt.data.schema import Lines, Record, RejectedRecord
 from mspt.errors import UserError
 from shards.molecules import embed
@@ -47,33 +49,39 @@ def bonds(numbers, positions):
     return {(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(near, 1)), strict=True)}
 
 
-def compute(molecule):
-    """One molecule -> its JSON row: lines of the three spectra, the method of each, the seconds each took.
+def compute(molecule, spectra=SPECTRA):
+    """One molecule -> its JSON row: lines of the spectra asked for, the method of each, the seconds each took.
 
     UV-Vis is vertical from the molecule's own geometry; IR and Raman belong to the GFN2-xTB minimum next to it, and
     a molecule whose bonds change on the way there is refused (ValueError): its vibrations would be another's.
     """
     from shards.quantum import excitations, vibrations, xtb
 
-    start = time.process_time()
-    vibration = vibrations.vibrations(molecule.numbers, molecule.positions)
-    if bonds(molecule.numbers, molecule.positions) != bonds(molecule.numbers, vibration["positions"]):
-        raise ValueError("bonds changed while relaxing by GFN2-xTB")
-    middle = time.process_time()
-    energies, strengths = excitations.excitations(molecule.numbers, molecule.positions)
-    end = time.process_time()
-    return {
+    row = {
         "key": molecule.key,
         "smiles": molecule.smiles,
         "numbers": molecule.numbers.tolist(),
         "positions": np.round(molecule.positions, 6).tolist(),
         "targets": molecule.targets,
-        "method": {"ir": xtb.METHOD, "raman": xtb.METHOD, "uv_vis": excitations.METHOD},
-        "ir": _lines(vibration["wavenumbers"], vibration["ir"], 3),
-        "raman": _lines(vibration["wavenumbers"], vibration["raman"], 3),
-        "uv_vis": _lines(energies, strengths, 6),
-        "seconds": {"vibrations": round(middle - start, 2), "excitations": round(end - middle, 2)},
+        "method": {},
+        "seconds": {},
     }
+    vibrational = [name for name in ("ir", "raman") if name in spectra]
+    if vibrational:
+        start = time.process_time()
+        vibration = vibrations.vibrations(molecule.numbers, molecule.positions)
+        if bonds(molecule.numbers, molecule.positions) != bonds(molecule.numbers, vibration["positions"]):
+            raise ValueError("bonds changed while relaxing by GFN2-xTB")
+        row["seconds"]["vibrations"] = round(time.process_time() - start, 2)
+    for name in vibrational:
+        row[name] = _lines(vibration["wavenumbers"], vibration[name], 3)
+        row["method"][name] = xtb.METHOD
+    if "uv_vis" in spectra:
+        start = time.process_time()
+        row["uv_vis"] = _lines(*excitations.excitations(molecule.numbers, molecule.positions), 6)
+        row["method"]["uv_vis"] = excitations.METHOD
+        row["seconds"]["excitations"] = round(time.process_time() - start, 2)
+    return row
 
 
 def _lines(positions, strengths, digits):
@@ -104,14 +112,14 @@ def smiles_molecules(path):
         )
 
 
-def _work(molecule):
+def _work(molecule, spectra=SPECTRA):
     if isinstance(molecule, tuple):  # already refused by its reader
         return {"key": molecule[0], "reason": molecule[1]}
     from pyscf import lib
 
     lib.num_threads(1)
     try:
-        return compute(molecule)
+        return compute(molecule, spectra)
     except (ValueError, RuntimeError, ArithmeticError, np.linalg.LinAlgError) as error:
         return {"key": molecule.key, "smiles": molecule.smiles, "reason": str(error)}
 
@@ -137,8 +145,8 @@ def _cut_torn_line(path):
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def run(molecules, out, processes):
-    """Compute what is not in out/results.jsonl or out/rejects.jsonl yet."""
+def run(molecules, out, processes, spectra=SPECTRA):
+    """Compute the spectra of what is not in out/results.jsonl or out/rejects.jsonl yet."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{name}.jsonl" for name in ("results", "rejects")]
@@ -156,7 +164,7 @@ def run(molecules, out, processes):
         files[1].open("a") as rejects,
         context.Pool(processes, maxtasksperchild=100) as pool,
     ):
-        for done, row in enumerate(pool.imap_unordered(_work, todo), 1):
+        for done, row in enumerate(pool.imap_unordered(partial(_work, spectra=spectra), todo), 1):
             file = rejects if "reason" in row else results
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -175,7 +183,7 @@ class Computed(Source):
 
     def __init__(self, folder):
         self.inputs = [path for name in ("results", "rejects") if (path := Path(folder) / f"{name}.jsonl").exists()]
-        places, refused, seconds, first = [], [], Counter(), None
+        places, refused, seconds, first, methods = [], [], Counter(), None, {}
         for number, path in enumerate(self.inputs):
             for place, row in placed_rows(path):
                 if "reason" in row:
@@ -183,6 +191,7 @@ class Computed(Source):
                     continue
                 places.append((row["key"], number, place))
                 seconds.update(row["seconds"])
+                methods |= row["method"]
                 first = min(first or row, row, key=lambda row: row["key"])
         if not places:
             raise UserError(f"{folder}: no results.jsonl with results; run python -m shards.sources.computed first")
@@ -191,7 +200,7 @@ class Computed(Source):
         qm9_targets = bool(first["targets"])
         self.provenance = {
             "source": "QM9 (B3LYP/6-31G(2df,p) geometries, qm9pack)" if qm9_targets else "SMILES (RDKit conformers)",
-            "methods": first["method"],
+            "methods": dict(sorted(methods.items())),
             "cpu_seconds": {part: round(total) for part, total in seconds.items()},
             "units": (qm9.TARGET_UNITS if qm9_targets else {})
             | {"ir": "km/mol", "raman": "Å^4/amu", "uv_vis": "oscillator strength"},
@@ -224,7 +233,7 @@ def open(options):
 def _record(row, source):
     """A row of results.jsonl as a Record. Lines that no grid can show are left out."""
     spectra = {}
-    for name in GRIDS:
+    for name in row["method"]:
         positions, strengths = (np.array(values, np.float32) for values in row[name])
         shown = (strengths > WEAKEST[name]) & (positions > LOWEST[name])
         spectra[name] = Lines(positions[shown], strengths[shown])
@@ -246,11 +255,15 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, help="how many, spread over the whole set (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--spectra", default=",".join(SPECTRA), help="which ones, such as ir,raman (default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
+    spectra = options.spectra.split(",")
+    if unknown := set(spectra) - set(SPECTRA):
+        raise SystemExit(f"--spectra {options.spectra}: {', '.join(sorted(unknown))} is none of {', '.join(SPECTRA)}")
     source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
     molecules = list(source)
-    run(qm9.choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes)
+    run(qm9.choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes, spectra)
 
 
 if __name__ == "__main__":

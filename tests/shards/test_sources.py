@@ -153,6 +153,25 @@ def test_a_folder_of_results(finished):
     assert source.total == 4
 
 
+def test_only_the_spectra_asked_for(finished, tmp_path):
+    smiles_file, out = tmp_path / "water.smi", tmp_path / "out"
+    smiles_file.write_text("O water\n")
+    computed.main(["--molecules", str(smiles_file), "--out", str(out), "--processes", "1", "--spectra", "ir,raman"])
+    source = computed.open(argparse.Namespace(folder=out))
+    ((water,), refused) = read(source, size=2)
+    assert refused == []
+    assert set(water.spectra) == set(water.methods) == set(source.provenance["methods"]) == {"ir", "raman"}
+    assert set(source.provenance["cpu_seconds"]) == {"vibrations"}
+    (with_all,) = [r for r in read(computed.open(argparse.Namespace(folder=finished)), size=4)[0] if r.key == "water"]
+    for name, lines in water.spectra.items():
+        np.testing.assert_array_equal(lines.strengths, with_all.spectra[name].strengths)
+
+
+def test_a_spectrum_that_cannot_be_computed_is_refused(smiles_file, tmp_path):
+    with pytest.raises(SystemExit, match="nmr is none of uv_vis, ir, raman"):
+        computed.main(["--molecules", str(smiles_file), "--out", str(tmp_path), "--spectra", "ir,nmr"])
+
+
 def test_a_torn_last_line_is_computed_again(finished, smiles_file, tmp_path, capsys):
     whole = (finished / "results.jsonl").read_bytes()
     kept = whole.splitlines(keepends=True)
