@@ -71,6 +71,21 @@ def radius_graph_attention(given):
     return arguments, 20 * F * len(given.graph.source)
 
 
+def linear(given):
+    """The map to q, k and v, head by head."""
+    return (given.random(given.n, F), given.random(5 * F, F), given.random(5 * F), H), 5 * F * F * given.n
+
+
+def filtered_messages(given):
+    """PaiNN's, at half the width: 128 channels, as published."""
+    channels = F // 2
+    graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
+    geometry = kernels.pair_geometry(given.batch.positions, graph, BASIS, torch.float32)
+    filters = given.random(len(geometry.distance), 3 * channels)
+    arguments = given.random(given.n, 3 * channels), given.random(given.n, 3, channels), filters, graph
+    return (*arguments, geometry.direction), 10 * channels * len(graph.source)
+
+
 def update(given):
     n = given.n
     return (given.random(n, F), given.random(n, 3, F), given.random(n, 3 * F), given.random(n, 3, 3 * F)), 7 * n * F
@@ -93,6 +108,8 @@ OPERATIONS = (
     neighbour_embedding,
     gate_table,
     radius_graph_attention,
+    filtered_messages,
+    linear,
     update,
     whiten,
     carried_score_attention,
@@ -164,7 +181,9 @@ def operations(options):
     rows = []
     for make in OPERATIONS:
         for precision in PRECISIONS:
-            if (options.only and make.__name__ not in options.only) or (make is radius_graph and precision != "fp32"):
+            if options.only and make.__name__ not in options.only:
+                continue
+            if precision != "fp32" and make in (radius_graph, filtered_messages):  # always in float32 or more
                 continue
             for row in time_operation(make, precision, options.device, options.runs, rates):
                 rows.append(row)

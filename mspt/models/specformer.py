@@ -14,6 +14,7 @@ from torch.nn.functional import gelu
 from mspt import kernels
 from mspt.chemistry.spectra import GRIDS, SPECTRA
 from mspt.kernels import reference
+from mspt.models.layers import Linear
 from mspt.settings import Settings
 
 
@@ -184,10 +185,10 @@ class Layer(nn.Module):
         super().__init__()
         d = settings.channels
         self.heads = settings.heads
-        self.qkv = nn.Linear(d, 3 * d)
-        self.out = nn.Linear(d, d)
-        self.up = nn.Linear(d, settings.feed_forward)
-        self.down = nn.Linear(settings.feed_forward, d)
+        self.qkv = Linear(d, 3 * d, heads=3)
+        self.out = Linear(d, d)
+        self.up = Linear(d, settings.feed_forward)
+        self.down = Linear(settings.feed_forward, d)
         norm = TokenLayerNorm if settings.norm == "layer" else TokenBatchNorm
         self.attention_norm, self.feed_norm = norm(d), norm(d)
 
@@ -207,7 +208,7 @@ class Layer(nn.Module):
         None where all are -> x, and the lists with this layer's at the end. (ZeRO 3 hands a module copies of lists.)
         """
         m, t, d = x.shape
-        q, k, v = self.qkv(x).view(m, t, 3, self.heads, d // self.heads).unbind(2)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).unbind(2))
         queries, keys = [*queries, q], [*keys, k]
         attended = kernels.carried_score_attention(queries, keys, v, mask)
         x = self.attention_norm(x + self.out(attended.view(m, t, d)), mask)

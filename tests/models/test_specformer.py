@@ -67,7 +67,7 @@ def by_recursion(model, patches, present):
         x = torch.cat([model.embed[name](patches[name][i]) + positions[name] for name in names])
         score = 0.0
         for layer in model.layers:
-            q, k, v = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in layer.qkv(x).chunk(3, dim=1))
+            q, k, v = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in layer.qkv(x).unbind(1))
             score = q @ k.mT / math.sqrt(q.shape[-1]) + score
             attended = (score.softmax(-1) @ v).transpose(0, 1).flatten(1)
             x = torch.nn.functional.layer_norm(
@@ -214,7 +214,7 @@ def test_attention_is_that_of_the_forward_pass():
     model(patches, present)
     expected = list(zip(seen[::2], seen[1::2], strict=True))
     for weights, (qkv, attended) in zip(model.attention(patches, present), expected, strict=True):
-        heads = qkv.chunk(3, dim=2)[2].unflatten(2, (model.settings.heads, -1))
+        heads = qkv[:, :, 2].unflatten(2, (model.settings.heads, -1))
         result = torch.einsum("mhts,mshd->mthd", weights, heads).flatten(2)
         torch.testing.assert_close(result, attended, rtol=1e-9, atol=1e-12)
 
