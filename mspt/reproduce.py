@@ -5,8 +5,8 @@ configs/TABLE.yaml is a Table: its rows and the published numbers. configs/TABLE
 pre-training and its fine-tuning, each a configuration of configs/ with keys set to other values.
 configs/scales/SCALE.yaml is a Scale: which keys have yet other values, to run it on smaller machines.
 
-Every run has its own folder under OUT, named by what makes it: rows that share a stage share its run, a run that is
-done is not run again, and one that was killed goes on.
+Every run has its own folder under OUT, named by what makes it, its configuration and its data: rows that share a stage
+share its run, a run that is done is not run again unless its data has changed, and one that was killed goes on.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from mspt import config
+from mspt.data.shardset import MANIFEST
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.settings import Settings
@@ -199,6 +200,7 @@ class Plan:
         overrides = tuple(_override(*item) for item in keys.items())
         resolved = config.load(path, overrides).model_dump(mode="json")
         del resolved["run"]
+        resolved["sets"] = [identity(folder) for name in SETS if (folder := resolved["data"][name])]
         digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
         return Run(path, overrides, self.out / family / f"{path.stem}-{digest}", before)
 
@@ -285,6 +287,16 @@ class Plan:
         }
         write(path, json.dumps({"title": self.table.title, "published": self.table.published, "rows": rows}, indent=1))
         return path
+
+
+def identity(folder):
+    """What tells a shard set from others, as it says itself; None where none can be read there, such as one yet to be
+    built, behind a URL, or of another kind.
+    """
+    try:
+        return json.loads(Path(folder, MANIFEST).read_text()).get("index_sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _number(found):

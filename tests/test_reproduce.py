@@ -46,6 +46,28 @@ def test_rows_share_the_stages_that_are_the_same(tmp_path):
     assert {cell.run.folder for cell in table2.cells} == {c.run.folder for c in made.cells if c.row == "molspectra"}
 
 
+def test_a_set_that_is_another_makes_other_runs_of_what_learns_from_it(tmp_path):
+    def folders():
+        made = plan(tmp_path, "table1", rows=("coord", "molspectra"), targets=("homo",), labels=(1000,), seeds=(0,))
+        coord, molspectra = (cell.run for cell in made.cells)
+        return coord.after.folder, coord.folder, molspectra.after.folder, molspectra.folder
+
+    def build(name, digest):
+        manifest = tmp_path / f"data/{name}/train/manifest.json"
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps({"index_sha256": digest}))
+
+    build("qm9", "a")
+    build("qm9-spectra", "a")
+    before = folders()
+    assert folders() == before
+    build("qm9-spectra", "b")
+    grown = folders()
+    assert grown[:2] == before[:2] and not set(grown[2:]) & set(before)
+    build("qm9", "b")
+    assert not set(folders()) & {*before, *grown}
+
+
 def test_a_table_of_forces_is_one_run_a_row_and_seed(tmp_path):
     made = plan(tmp_path, "forces", rows=("torchmd-net",), seeds=(0, 1))
     assert len(made.cells) == 4 and {cell.target for cell in made.cells} == {"energy", "forces"}
