@@ -26,7 +26,10 @@ def merge(out, folders, command):
     twice = repeated(shardsets, [words for own in read for _, words in own])
     named = [f"{key} ({', '.join(map(str, where))})" for key, where in itertools.islice(twice, 3)]
     if named:
-        raise UserError(f"keys must be unique in a set, and are there twice: {'; '.join(named)}; leave a set out")
+        raise UserError(
+            f"keys must be unique in a set, and these and perhaps more are there twice: {'; '.join(named)}; "
+            "leave a set out, or build one again with --exclude and the keys of the others"
+        )
     aside = out.with_name(f".{out.name}.merging")
     if aside.exists():  # left by a kill
         shutil.rmtree(aside)

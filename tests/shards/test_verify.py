@@ -147,7 +147,7 @@ def test_shards_are_copied_where_they_cannot_be_linked(folder, tmp_path, monkeyp
 def test_sets_that_cannot_become_one(folder, tmp_path):
     make([*records("a", 5), *records("c", 5)], tmp_path / "shared")
     with pytest.raises(
-        UserError, match=r"are there twice: a-000 \(.*set, .*shared\); a-001 .*; leave a set out"
+        UserError, match=r"more are there twice: a-000 \(.*set, .*shared\); a-001 .*; leave a set out"
     ) as error:
         merge(tmp_path / "both", [folder, tmp_path / "shared"], "made")
     assert "\n" not in str(error.value) and "a-003" not in str(error.value)
