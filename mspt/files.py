@@ -9,22 +9,15 @@ from mspt.errors import UserError
 
 
 def write(path, data):
-    """Write bytes or text beside path, flush them to the disk, then rename: path never holds a part.
-
-    Several processes may write one path: each writes aside under a name of its own, and one of them comes last.
-    """
+    """Write bytes or text beside path, flush them to the disk, then rename: path never holds a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 @contextmanager
