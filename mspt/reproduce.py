@@ -9,6 +9,7 @@ Every run has its own folder under OUT, named by what makes it, its configuratio
 share its run, a run that is done is not run again unless its data has changed, and one that was killed goes on.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -279,13 +280,17 @@ class Plan:
         return "\n".join(lines)
 
     def save(self):
-        """Write the results as OUT/results.json -> its path."""
-        path = self.out / "results.json"
+        """Write the results as OUT/TABLE.json -> its path. Parts of a table that run side by side take turns."""
+        path = self.out / f"{self.path.stem}.json"
         rows = {
             row: {"all" if labels is None else str(labels): by for labels, by in of.items()}
             for row, of in self.results().items()
         }
-        write(path, json.dumps({"title": self.table.title, "published": self.table.published, "rows": rows}, indent=1))
+        text = json.dumps({"title": self.table.title, "published": self.table.published, "rows": rows}, indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write(path, text)
         return path
 
 

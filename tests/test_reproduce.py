@@ -1,6 +1,7 @@
 """mspt reproduce: which runs a table is made of, and a small one from its files to its numbers."""
 
 import json
+import multiprocessing
 import re
 import statistics
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     words = ["reproduce", "tiny", "--scale", "minute", "--jobs", "2"]
     cli.main([*words, "--rows", "coord"])
     said = capsys.readouterr().out
-    results = json.loads((project / "runs/tiny-minute/results.json").read_text())["rows"]
+    results = json.loads((project / "runs/tiny-minute/tiny.json").read_text())["rows"]
     found = results["coord"]["20"]["homo"]
     assert len(found["mae"]) == 2 and found["unit"] == "meV" and found["count"] == 103
     assert "homo / meV" in said and "20 labels" in said and "17.7" in said
@@ -181,6 +182,22 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     cli.main([*words, "--dry-run"])
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 2 and all("model.init=null" in command for command in commands)
+
+
+def _save_often(plan):
+    for _ in range(30):
+        plan.save()
+
+
+def test_parts_of_a_table_that_run_side_by_side_both_save_it(tmp_path):
+    made, context = plan(tmp_path, "table1", targets=("homo",)), multiprocessing.get_context("fork")
+    parts = [context.Process(target=_save_often, args=(made,)) for _ in range(3)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    assert [part.exitcode for part in parts] == [0, 0, 0]
+    assert json.loads((tmp_path / "runs/table1.json").read_text())["rows"] == {}
 
 
 def test_a_run_that_fails_is_named_and_what_starts_from_it_is_left(project, capsys):
