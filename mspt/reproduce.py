@@ -10,6 +10,7 @@ share its run, a run that is done is not run again unless its data has changed, 
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -146,6 +147,7 @@ class Plan:
 
     def __init__(self, table, scale, data, out, only):
         self.path, self.data, self.out = Path(table), Path(data), Path(out)
+        self._identity = functools.cache(identity)  # many runs learn from one set, whose manifest may be long
         self.table = read(Table, self.path)
         self.scale = read(Scale, self.path.parent / "scales" / f"{scale}.yaml")
         kind = read(Row, self._row_file(self.table.rows[0])).finetune.kind
@@ -201,7 +203,7 @@ class Plan:
         overrides = tuple(_override(*item) for item in keys.items())
         resolved = config.load(path, overrides).model_dump(mode="json")
         del resolved["run"]
-        resolved["sets"] = [identity(folder) for name in SETS if (folder := resolved["data"][name])]
+        resolved["sets"] = [self._identity(folder) for name in SETS if (folder := resolved["data"][name])]
         digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
         return Run(path, overrides, self.out / family / f"{path.stem}-{digest}", before)
 
