@@ -50,7 +50,7 @@ def synthetic(atoms):
     index = {"atoms": atoms, "records": np.full(len(atoms) // BLOCK, BLOCK, np.int32)}
     index["block_atoms"] = atoms.reshape(-1, BLOCK).sum(1, dtype=np.int64)
     return ShardSet(
-        Folder("none"), None, {"shards": []}, index | dict.fromkeys(("shard", "offset", "size", "checksum"))
+        Folder("none"), None, {"shards": []}, index | dict.fromkeys(("shard", "offset", "size", "head", "checksum"))
     )
 
 

@@ -40,7 +40,7 @@ def ours(records, path, ranks, lanes):
     counts[-1] -= BLOCK * len(counts) - records
     index = {"atoms": np.memmap(path, np.int32, "r", shape=records), "records": counts}
     index["block_atoms"] = counts.astype(np.int64)
-    index |= dict.fromkeys(("shard", "offset", "size", "checksum"))
+    index |= dict.fromkeys(("shard", "offset", "size", "head", "checksum"))
     settings = DataSettings(train="none", lanes=lanes, budget=Budget(molecules=BATCH, atoms=BATCH))
 
     def plan():

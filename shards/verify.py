@@ -59,7 +59,8 @@ def contents(shardset):
             if said[name] != value:
                 where = f"{shardset.store.path(MANIFEST)}: {name} of {path.name}"
                 raise UserError(f"{where} is {said[name]} where it has {value}; {REMEDY}")
-        columns = {name: getattr(shardset, name)[begin:end] for name in ("offset", "size", "block_atoms", "checksum")}
+        own = ("offset", "size", "head", "block_atoms", "checksum")
+        columns = {name: getattr(shardset, name)[begin:end] for name in own}
         columns["records"] = shardset.block_records[begin:end]
         columns["atoms"] = shardset.atoms[slice(*shardset.first[[begin, end]])]
         yield Shard(found, columns, statistics), np.concatenate(words)

@@ -23,6 +23,7 @@ from shards.statistics import Statistics
 COLUMNS = {
     "offset": np.int64,
     "size": np.int64,
+    "head": np.int64,
     "records": np.int32,
     "block_atoms": np.int64,
     "checksum": np.int64,
@@ -88,8 +89,8 @@ class ShardWriter:
         member.size, member.mode = len(data), 0o644  # times and owners stay 0 and empty: the same bytes every time
         self.tar.addfile(member, io.BytesIO(data))
         padded = math.ceil(len(data) / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        atoms = sum(self.atoms[-len(self.pending) :])
-        row = (self.file.tell() - padded, len(data), len(self.pending), atoms, checksum(data))
+        atoms, head = sum(self.atoms[-len(self.pending) :]), blocks.head(data)
+        row = (self.file.tell() - padded, len(data), head, len(self.pending), atoms, checksum(data[:head]))
         for name, value in zip(COLUMNS, row, strict=True):
             self.columns[name].append(value)
         self.statistics.add(Statistics.of(blocks.decode(data)))

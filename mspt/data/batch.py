@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mspt.chemistry.spectra import GRIDS, SPECTRA, broaden
 from mspt.data import block as blocks
+from mspt.data.sums import row_sums
 
 
 class Lines(NamedTuple):
@@ -217,16 +218,23 @@ class _Pieces:
         return Bonds(*map(torch.from_numpy, (pairs, types, known)))
 
     def values(self, name, length):
-        """A spectrum's values [m, L], zeros for records that have none; float16 where all have that."""
-        where, parts, at = [], [], 0
+        """A spectrum's values [m, L], zeros for records that have none; float16 where all have that.
+
+        Raises DamagedRows where they are not what was written.
+        """
+        where, parts, wrong, at = [], [], [], 0
         for block, rows in self.pieces:
             is_values = block.get(f"spectra/{name}/kind", np.zeros(0)) == blocks.VALUES
-            if is_values.any():
-                own = is_values[rows]
-                parts.append(block[f"spectra/{name}/values"][(np.cumsum(is_values) - 1)[rows[own]]])
+            if is_values.any() and (own := is_values[rows]).any():
+                stored = (np.cumsum(is_values) - 1)[rows[own]]
+                parts.append(block[f"spectra/{name}/values"][stored])
                 where.append(at + np.nonzero(own)[0])
+                if f"spectra/{name}/sums" in block:  # not in those of a Zarr store, which has checksums of its own
+                    sums = block[f"spectra/{name}/sums"][stored]
+                    wrong += where[-1][row_sums(parts[-1]) != sums].tolist()
             at += len(rows)
-        parts = [part for part in parts if len(part)]
+        if wrong:
+            raise blocks.DamagedRows(name, np.flatnonzero(np.isin(self.order, wrong)))
         values = np.zeros((at, length), np.result_type(*parts))
         values[np.concatenate(where)] = np.concatenate(parts)
         return values[self.order]

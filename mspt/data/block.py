@@ -12,18 +12,23 @@ Names in a block of m records with n atoms in all:
     bonds_known [m]                                    0 where a record has no list of bonds; absent with them
     spectra/NAME/kind [m]                              0 missing, 1 values, 2 lines; absent if no record has it
     spectra/NAME/values [v, L]                         of the records of kind 1, in order; float16 or float32
+    spectra/NAME/sums [v]                              sums.row_sums of the values
     spectra/NAME/positions, strengths, ptr             lines; records that have none own an empty range
+    padding [p]                                        in front of values, which come last and start at 64 bytes
+
+The bytes before the values are the block's head. The index has its length and its checksum; values have their sums, so
+that a row can be checked as it is taken, and nothing is read for a checksum alone that is large.
 """
 
 import json
 import math
 
 import numpy as np
-from safetensors.numpy import save
 
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import keyed
 from mspt.data.schema import Lines, Record
+from mspt.data.sums import row_sums
 
 MISSING, VALUES, LINES = 0, 1, 2
 TYPES = {
@@ -35,6 +40,7 @@ TYPES = {
 
 ALWAYS = {"ptr", "numbers", "positions", "keys", "keys_ptr", "smiles", "smiles_ptr", "words", "charge", "provenance"}
 BONDS = {"bonds", "bond_types", "bonds_ptr", "bonds_known"}  # all or none
+ALIGNMENT = 64  # of the first values, in bytes
 
 
 def _layout():
@@ -67,6 +73,14 @@ HALF_OR_SINGLE = (TYPES["F16"], TYPES["F32"])
 
 class DamagedBlock(ValueError):
     """Bytes that are no block; the message says what is wrong with them."""
+
+
+class DamagedRows(DamagedBlock):
+    """Spectra whose values are not what was written. rows: their places in what was asked for, an array."""
+
+    def __init__(self, name, rows):
+        super().__init__(f"checksum of spectra/{name}/values")
+        self.rows = rows
 
 
 def ptr_of(counts):
@@ -117,15 +131,42 @@ def encode(records):
         arrays[f"spectra/{name}/kind"] = kind
         if (kind == VALUES).any():
             values = np.stack([s for s in spectra if isinstance(s, np.ndarray)])
-            arrays[f"spectra/{name}/values"] = values if values.dtype == np.float16 else values.astype(np.float32)
+            values = values if values.dtype == np.float16 else values.astype(np.float32)
+            arrays |= {f"spectra/{name}/values": values, f"spectra/{name}/sums": row_sums(values)}
         if (kind == LINES).any():
             lines = [s for s in spectra if isinstance(s, Lines)]
             arrays[f"spectra/{name}/positions"] = np.concatenate([s.positions for s in lines]).astype(np.float32)
             arrays[f"spectra/{name}/strengths"] = np.concatenate([s.strengths for s in lines]).astype(np.float32)
             counts = [len(s.positions) if isinstance(s, Lines) else 0 for s in spectra]
             arrays[f"spectra/{name}/ptr"] = ptr_of(counts)
-    # One metadata entry: safetensors writes several in no fixed order.
-    return save(arrays, metadata={"mspt": json.dumps({"provenance": table})})
+    return _save(arrays, {"mspt": json.dumps({"provenance": table})})
+
+
+def _save(arrays, metadata):
+    """The bytes of a safetensors file. Its own writer mixes what is large with what is small, by type and name; so does
+    this one, but for values, which come last.
+    """
+    types = {kind: name for name, kind in TYPES.items()}
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, "IFU".index(types[arrays[name].dtype][0]), name))
+    last = [name for name in names if name.endswith("/values")]
+    if last:
+        names = [name for name in names if name not in last]
+        arrays["padding"] = np.zeros(-sum(arrays[name].nbytes for name in names) % ALIGNMENT, np.uint8)
+        names += ["padding", *last]
+    header, at = {"__metadata__": metadata}, 0
+    for name in names:
+        array, begin = arrays[name], at
+        at += array.nbytes
+        header[name] = {"dtype": types[array.dtype], "shape": array.shape, "data_offsets": [begin, at]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % (ALIGNMENT if last else 8))
+    return b"".join([len(text).to_bytes(8, "little"), text, *(arrays[name].tobytes() for name in names)])
+
+
+def head(data):
+    """How many bytes of a block lie before its values."""
+    arrays = decode(data)
+    return len(data) - sum(array.nbytes for name, array in arrays.items() if name.endswith("/values"))
 
 
 def decode(data):
@@ -220,12 +261,35 @@ def _check_spectra(block, prefix, length):
     shape = None if values is None else values.shape
     if shape != ((valued, length) if valued else None) or (valued and values.dtype not in HALF_OR_SINGLE):
         raise DamagedBlock(f"{prefix}/values: {shape} where kind says {valued} rows of {length}")
+    if f"{prefix}/sums" in block:
+        check_values(prefix.removeprefix("spectra/"), values, block[f"{prefix}/sums"])
     if (ptr is not None) != (lined > 0):
         raise DamagedBlock(f"{prefix}/ptr: kind says that {lined} records have lines")
     if lined and not (f"{prefix}/positions" in block and f"{prefix}/strengths" in block):
         raise DamagedBlock(f"{prefix}: positions or strengths of lines are missing")
     if lined and np.count_nonzero((ptr[1:] != ptr[:-1]) > (kind == LINES)):
         raise DamagedBlock(f"{prefix}/ptr: a record that has no lines owns some")
+
+
+def check_values(name, values, sums):
+    """Raise DamagedRows where values [v, L] of a spectrum do not have these sums [v]."""
+    if np.shape(sums) != np.shape(values)[:1]:
+        raise DamagedBlock(f"spectra/{name}/sums: {np.shape(sums)} where there are {np.shape(values)} values")
+    wrong = np.flatnonzero(row_sums(values) != sums)
+    if len(wrong):
+        raise DamagedRows(name, wrong)
+
+
+def values_hold(data):
+    """Whether all values in the bytes of a block, whose head is what was written, are so too."""
+    block = decode(data)
+    try:
+        for name in GRIDS:
+            if f"spectra/{name}/sums" in block:
+                check_values(name, block[f"spectra/{name}/values"], block[f"spectra/{name}/sums"])
+    except DamagedRows:
+        return False
+    return True
 
 
 def _check_texts(name, data, ptr):

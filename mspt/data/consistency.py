@@ -11,6 +11,7 @@ PER_BLOCK = {
     "shard": np.int32,
     "offset": np.int64,
     "size": np.int64,
+    "head": np.int64,
     "records": np.int32,
     "block_atoms": np.int64,
     "checksum": np.int64,
@@ -81,9 +82,10 @@ def check_index(index, manifest, path):
             refuse(f"{name} is {index[name].dtype} {index[name].shape} where a list of {np.dtype(kind)} is needed")
         if name in PER_BLOCK and len(index[name]) != count:
             refuse(f"{name} has {len(index[name])} values where the manifest says {count} blocks")
-    shard, offset, size, records = (index[name] for name in ("shard", "offset", "size", "records"))
+    shard, offset, size, head, records = (index[name] for name in ("shard", "offset", "size", "head", "records"))
     refuse_block((shard < 0) | (shard >= len(shards)), "lies in no shard")
     refuse_block((records < 1) | (size < 1), "is empty")
+    refuse_block((head < 1) | (head > size), "has a head of another length")
     ends = np.array([entry["bytes"] for entry in shards])[shard]
     refuse_block((offset < 0) | (offset > ends - size), "does not lie inside its shard")
     # In their order and apart: what lies in two blocks would be read twice.

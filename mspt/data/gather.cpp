@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -92,22 +95,67 @@ inline const Column &column(const int64_t *table, int64_t columns, int64_t slot,
     return reinterpret_cast<const Column *>(table)[slot * columns + index];
 }
 
+constexpr int64_t STEP = 512;  // bytes that are copied and summed at a time
+
+// Copies a step of a row and gives its part of the sum of sums.row_sums. next: what will be copied after this row, step by
+// step too: rows are too short for the processor to see by itself what comes.
+inline uint64_t copy_step(const uint8_t *from, const uint8_t *keys, const uint8_t *next, uint8_t *to) {
+#ifdef __AVX2__
+    const auto load = [](const uint8_t *at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(at)); };
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int64_t i = 0; i < STEP; i += 64) {
+        __builtin_prefetch(next + i);
+        for (int64_t half = 0; half < 2; ++half) {
+            const __m256i words = load(from + i + 32 * half), mixed = _mm256_add_epi32(words, load(keys + i + 32 * half));
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + i + 32 * half), words);
+            sums[half] = _mm256_add_epi64(sums[half], _mm256_mul_epu32(mixed, _mm256_srli_epi64(mixed, 32)));
+        }
+    }
+    uint64_t parts[4];
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(parts), _mm256_add_epi64(sums[0], sums[1]));
+    return parts[0] + parts[1] + parts[2] + parts[3];
+#else
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < STEP; i += 8) {
+        if (i % 64 == 0) __builtin_prefetch(next + i);
+        uint32_t word[2], key[2];
+        std::memcpy(word, from + i, 8);
+        std::memcpy(key, keys + i, 8);
+        std::memcpy(to + i, word, 8);
+        sum += static_cast<uint64_t>(word[0] + key[0]) * (word[1] + key[1]);
+    }
+    return sum;
+#endif
+}
+
+// Copies a row of so many bytes and gives its sum.
+uint64_t copy_row(const uint8_t *from, int64_t size, const uint8_t *keys, const uint8_t *next, uint8_t *to) {
+    uint64_t sum = 0;
+    int64_t at = 0;
+    for (; at + STEP <= size; at += STEP) sum += copy_step(from + at, keys + at, next + at, to + at);
+    uint8_t last[STEP] = {};
+    std::memcpy(last, from + at, size - at);
+    sum += copy_step(last, keys + at, next + at, last);
+    std::memcpy(to + at, last, size - at);
+    return sum;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Find arrays in a block of so many bytes. names: count names end to end. rules [count, 5]: the types that an
+// Find arrays in a block of size bytes, of which the first head lie at data and the others at rest. names: count names end to end. rules [count, 5]: the types that an
 // array may have, as bits in the order of TYPES; the values in a row of it; the array that has as many rows, or -1; the
 // array that it is there together with, -2 where it is always there, or -1; the length of its name.
 // out [count, 3]: Columns. 0, or BROKEN where the header cannot be read or an array is not as its rule says.
-int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64_t count, const int64_t *rules,
-                     int64_t *out) {
+int64_t find_columns(const uint8_t *data, int64_t head, const uint8_t *rest, int64_t size, const char *names,
+                     int64_t count, const int64_t *rules, int64_t *out) {
     Column *columns = reinterpret_cast<Column *>(out);
     std::memset(out, 0, sizeof(Column) * count);
-    if (size < 8) return BROKEN;
+    if (head < 8 || head > size) return BROKEN;
     uint64_t length;
     std::memcpy(&length, data, 8);
-    if (length > static_cast<uint64_t>(size - 8)) return BROKEN;
+    if (length > static_cast<uint64_t>(head - 8)) return BROKEN;
     const int64_t start = 8 + static_cast<int64_t>(length), room = size - start;
     Header header{reinterpret_cast<const char *>(data) + 8, reinterpret_cast<const char *>(data) + start};
     header.need('{');
@@ -155,7 +203,9 @@ int64_t find_columns(const uint8_t *data, int64_t size, const char *names, int64
         for (int64_t i = 0; i < count; wanted += rules[5 * i++ + 4])
             if (rules[5 * i + 4] == length && std::memcmp(name, wanted, length) == 0) {
                 if (!(rules[5 * i] >> kind & 1) || rules[5 * i + 1] != row) return BROKEN;
-                columns[i] = Column{reinterpret_cast<int64_t>(data) + start + begin, rows, bytes};
+                const bool late = start + begin >= head;
+                if (!late && start + stop > head) return BROKEN;
+                columns[i] = Column{reinterpret_cast<int64_t>(late ? rest - head : data) + start + begin, rows, bytes};
             }
         header.take(',');
     }
@@ -257,20 +307,25 @@ int64_t bonds(const int64_t *table, int64_t columns, const int64_t *at, const in
     return 0;
 }
 
-// The kind of each record's spectrum (0 where a block has none) and, of those that are values, which row of the
-// block's values it is; -1 for the others. lines: the column that a block with lines has. The number of records with values, or BROKEN.
+// Whether each record's spectrum is there and, of those that are values, which row of the block's values it is; -1 for
+// the others. lines: the column that a block with lines has. found [2]: the bytes of a row of values, 0 where no record
+// has any, -1 where they differ; how many are lines. 0, or BROKEN.
 int64_t spectrum_rows(const int64_t *table, int64_t columns, int64_t kind, int64_t values, int64_t lines,
-                      const int32_t *slots, const int32_t *rows, int64_t m, uint8_t *kinds, int64_t *own) {
-    int64_t total = 0, counted = -1, at = 0, before = 0;  // records of the block `counted` before row `at`: `before`
+                      const int32_t *slots, const int32_t *rows, int64_t m, uint8_t *present, int64_t *own,
+                      int64_t *found) {
+    int64_t size = 0, lined = 0;
+    int64_t counted = -1, at = 0, before = 0;  // records of the block `counted` before row `at`: `before`
     for (int64_t i = 0; i < m; ++i) {
         const Column &from = column(table, columns, slots[i], kind);
-        kinds[i] = 0;
+        present[i] = 0;
         own[i] = -1;
         if (!from.address) continue;
         if (rows[i] < 0 || rows[i] >= from.rows) return BROKEN;
-        kinds[i] = from.at<uint8_t>()[rows[i]];
-        if (kinds[i] > 2 || (kinds[i] == 2 && !column(table, columns, slots[i], lines).address)) return BROKEN;
-        if (kinds[i] != 1) continue;
+        const uint8_t own_kind = from.at<uint8_t>()[rows[i]];
+        if (own_kind > 2 || (own_kind == 2 && !column(table, columns, slots[i], lines).address)) return BROKEN;
+        present[i] = own_kind != 0;
+        lined += own_kind == 2;
+        if (own_kind != 1) continue;
         const Column &stored = column(table, columns, slots[i], values);
         if (stored.rows == from.rows) {  // every record has values
             own[i] = rows[i];
@@ -280,18 +335,31 @@ int64_t spectrum_rows(const int64_t *table, int64_t columns, int64_t kind, int64
             own[i] = before;
         }
         if (!stored.address || own[i] >= stored.rows) return BROKEN;
-        ++total;
+        size = size == 0 || size == stored.size ? stored.size : -1;
     }
-    return total;
+    found[0] = size;
+    found[1] = lined;
+    return 0;
 }
 
-// Spectra of so many bytes into out [m, size]; zeros where own is -1.
-void spectrum_values(const int64_t *table, int64_t columns, int64_t values, const int32_t *slots, int64_t m,
-                     const int64_t *own, int64_t size, uint8_t *out) {
+// Spectra of so many bytes into out [m, size]; zeros where own is -1. keys: sums.row_keys(size). wrong [m]: whether a row does
+// not have the sum that its block says. How many are.
+int64_t spectrum_values(const int64_t *table, int64_t columns, int64_t values, int64_t sums, const int32_t *slots,
+                        int64_t m, const int64_t *own, int64_t size, const uint8_t *keys, uint8_t *out,
+                        uint8_t *wrong) {
+    const auto row = [&](int64_t i) { return column(table, columns, slots[i], values).at<uint8_t>() + own[i] * size; };
+    int64_t count = 0;
     for (int64_t i = 0; i < m; ++i, out += size) {
-        if (own[i] < 0) std::memset(out, 0, size);
-        else std::memcpy(out, column(table, columns, slots[i], values).at<uint8_t>() + own[i] * size, size);
+        wrong[i] = 0;
+        if (own[i] < 0) {
+            std::memset(out, 0, size);
+            continue;
+        }
+        const uint64_t sum = copy_row(row(i), size, keys, i + 1 < m && own[i + 1] >= 0 ? row(i + 1) : out, out);
+        wrong[i] = sum != column(table, columns, slots[i], sums).at<uint64_t>()[own[i]];
+        count += wrong[i];
     }
+    return count;
 }
 
 // Orders each window of an even number of records as order.permutation does: by the mix (SplitMix64) of the window's

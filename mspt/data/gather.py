@@ -6,7 +6,10 @@ MSPT_KERNELS=reference, MoleculeBatch.from_blocks does the same in numpy.
 
 import ctypes
 import logging
+import math
 import os
+import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from mspt import native
 from mspt.chemistry.spectra import GRIDS
 from mspt.data import block as blocks
 from mspt.data.batch import Bonds, Keys, Lines, MoleculeBatch
+from mspt.data.sums import row_keys
 
 log = logging.getLogger("mspt")
 KEY_BYTES = 32  # room for a key; longer ones cost a second look
 NAN = int(np.float64(np.nan).view(np.int64))
+UNUSED = 3  # references to a buffer: of its list, of what looks at it, and of the question
 REQUIRED = "required"  # of a column that every block has
 
 
@@ -48,6 +53,7 @@ def _rules():
         rules |= {
             f"{at}kind": (["U8"], 1, "words", None),
             f"{at}values": (["F16", "F32"], grid.length, None, None),
+            f"{at}sums": (["I64"], 1, f"{at}values", f"{at}values"),
             f"{at}ptr": (["I64"], 1, "ptr", None),
             f"{at}positions": (["F32"], 1, None, f"{at}ptr"),
             f"{at}strengths": (["F32"], 1, f"{at}positions", f"{at}ptr"),
@@ -57,14 +63,14 @@ def _rules():
 
 # The functions of gather.cpp, and how many pointers or numbers each takes.
 FUNCTIONS = {
-    "find_columns": 6,
+    "find_columns": 8,
     "conformers": 14,
     "ragged_offsets": 8,
     "ragged_values": 9,
     "words": 8,
     "bonds": 10,
-    "spectrum_rows": 10,
-    "spectrum_values": 8,
+    "spectrum_rows": 11,
+    "spectrum_values": 11,
     "shuffle": 5,
     "cut": 7,
 }
@@ -107,12 +113,15 @@ class Held:
         self.bond_places = np.array([self.at[name] for name in ("bonds_ptr", "bonds", "bond_types", "bonds_known")])
         self.wanted = (self.names.ctypes.data, len(self.rules), self.rules.ctypes.data)
         self.library = library()
-        self.held, self.free = {}, []
+        self.held, self.heads, self.free = {}, {}, []
         self.table = np.zeros((0, len(rules), 3), np.int64)
         self.there = np.zeros(len(rules), bool)  # columns that any block has had
 
-    def put(self, data):
-        """Hold a block, uint8 [size] -> its slot. Raises DamagedBlock where it is no block."""
+    def put(self, data, head=None):
+        """Hold a block, uint8 [size] -> its slot. head: how many of its bytes lie before its values, all if not given.
+
+        Raises DamagedBlock where it is no block.
+        """
         if not self.free:
             self.free.append(len(self.table))
             self.table = np.concatenate([self.table, np.zeros((1, *self.table.shape[1:]), np.int64)])
@@ -121,10 +130,20 @@ class Held:
             self.held[slot] = blocks.decode(data)
         else:
             self.held[slot], row = data, self.table[slot]
-            if self.library.find_columns(data.ctypes.data, len(data), *self.wanted, row.ctypes.data) < 0:
+            head = len(data) if head is None else head
+            near = data if head == len(data) else self._near(slot, data[:head])
+            rest = data.ctypes.data + head
+            if self.library.find_columns(near.ctypes.data, head, rest, len(data), *self.wanted, row.ctypes.data) < 0:
                 _complain([data])
             self.there |= row[:, 0] != 0
         return self.free.pop()
+
+    def _near(self, slot, head):
+        """A copy of a block's head [size], away from its spectra: rows of all heads in use then stay in the caches."""
+        if len(self.heads.get(slot, ())) < len(head):
+            self.heads[slot] = np.empty(len(head) + len(head) // 4, np.uint8)
+        self.heads[slot][: len(head)] = head
+        return self.heads[slot]
 
     def drop(self, slot):
         """A block is done with; its slot is free again."""
@@ -134,7 +153,8 @@ class Held:
     def batch(self, slots, rows, atoms):
         """The records at rows [m] of the blocks at slots [m] (int32), in this order, as a MoleculeBatch.
 
-        atoms: how many they have together. Raises DamagedBlock where a block is not consistent.
+        atoms: how many they have together. Raises DamagedRows where a spectrum's values are not what was written, and
+        DamagedBlock where a block is not consistent.
         """
         if len(slots) == 0:
             return MoleculeBatch.empty()
@@ -155,6 +175,31 @@ class Held:
         dropped = [name for name in block if name.startswith("targets/") and name[8:] not in self.targets]
         dropped += [] if self.forces else ["forces"]
         return {name: array for name, array in block.items() if name not in dropped}
+
+
+class _Recycled(threading.local):
+    """A thread's large arrays, each used again once no tensor holds it any more.
+
+    A fresh page costs more than what is written to it: on a virtual machine up to 3 µs.
+    """
+
+    def __init__(self):
+        self.buffers = []
+
+    def empty(self, shape, dtype):
+        """A tensor whose values are not set."""
+        size = math.prod(shape) * dtype.itemsize
+        own = next(
+            (buffer for buffer in self.buffers if len(buffer) >= size and sys.getrefcount(buffer) == UNUSED), None
+        )
+        if own is None:
+            own = np.empty(size, np.uint8)
+            in_use = [buffer for buffer in self.buffers if sys.getrefcount(buffer) > UNUSED]
+            self.buffers = [*in_use, own]
+        return torch.frombuffer(own, dtype=dtype, count=math.prod(shape)).view(shape)
+
+
+RECYCLED = _Recycled()
 
 
 def _complain(held):
@@ -194,14 +239,12 @@ class _Gathering:
             if not self.there[self.at[f"{at}kind"]]:
                 present[name] = nowhere
                 continue
-            kinds, own, count = self.spectrum_rows(at)
-            present[name] = kinds != blocks.MISSING
-            if count:
-                values = self.spectrum_values(f"{at}values", own, grid.length)
-                if values is None:
-                    return None
-                spectra[name] = values
-            if (kinds == blocks.LINES).any():
+            present[name], own, size, lined = self.spectrum_rows(at)
+            if size < 0:
+                return None
+            if size > 0:
+                spectra[name] = self.spectrum_values(name, own, size, grid.length)
+            if lined:
                 lines_ptr, total = self.offsets(f"{at}ptr", f"{at}positions")
                 parts = [self.values(f"{at}ptr", f"{at}{part}", torch.empty(total)) for part in Lines._fields[:2]]
                 lines[name] = Lines(*parts, lines_ptr)
@@ -253,17 +296,21 @@ class _Gathering:
         return Bonds(pairs, types, known)
 
     def spectrum_rows(self, at):
-        kinds, own = torch.empty(self.m, dtype=torch.uint8), torch.empty(self.m, dtype=torch.int64)
-        places = [self.at[at + part] for part in ("kind", "values", "ptr")]
-        out = (kinds.data_ptr(), own.data_ptr())
-        return kinds, own, self.checked(self.library.spectrum_rows(*self.table, *places, *self.which, *out))
+        """Which are there [m]; which row of its block's values each is [m], -1 where it is none; the bytes of a row, 0
+        without one, -1 where blocks differ; how many are lines.
+        """
+        present, own = torch.empty(self.m, dtype=torch.bool), torch.empty(self.m, dtype=torch.int64)
+        places, found = [self.at[at + part] for part in ("kind", "values", "ptr")], torch.empty(2, dtype=torch.int64)
+        out = (present.data_ptr(), own.data_ptr(), found.data_ptr())
+        self.checked(self.library.spectrum_rows(*self.table, *places, *self.which, *out))
+        return present, own, *found.tolist()
 
-    def spectrum_values(self, name, own, length):
-        sizes = self.held.table[self.slots, self.at[name], 2][own.numpy() >= 0]
-        size = int(sizes[0])
-        if (sizes != size).any():
-            return None
-        out = torch.empty(self.m, length, dtype=torch.float16 if size == 2 * length else torch.float32)
-        slots, _, m = self.which
-        self.library.spectrum_values(*self.table, self.at[name], slots, m, own.data_ptr(), size, out.data_ptr())
+    def spectrum_values(self, name, own, size, length):
+        """Values [m, L] of rows of so many bytes, zeros where own [m], their places in the blocks, is -1."""
+        places = [self.at[f"spectra/{name}/{part}"] for part in ("values", "sums")]
+        out = RECYCLED.empty((self.m, length), torch.float16 if size == 2 * length else torch.float32)
+        (slots, _, m), wrong = self.which, torch.empty(self.m, dtype=torch.bool)
+        rows = (slots, m, own.data_ptr(), size, row_keys(size).ctypes.data)
+        if self.library.spectrum_values(*self.table, *places, *rows, out.data_ptr(), wrong.data_ptr()):
+            raise blocks.DamagedRows(name, np.flatnonzero(wrong.numpy()))
         return out

@@ -7,7 +7,7 @@ import numpy as np
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.chemistry.spectra import GRIDS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Two nuclei closer than this (Å) are one atom written twice; H2, the shortest bond, has 0.74.
 COINCIDENT = 0.3
 

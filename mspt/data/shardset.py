@@ -1,8 +1,8 @@
 """A shard set: a folder of tar shards with a manifest and an index, on this machine or behind a URL.
 
     manifest.json       schema version, grids, counts, statistics, provenance, and per shard its size and checksum
-    index.safetensors   atoms [N] of every record; per block: shard, offset, size, records, block_atoms (of all its
-                        records), checksum (XXH3)
+    index.safetensors   atoms [N] of every record; per block: shard, offset, size, head (its bytes before the values of
+                        spectra), records, block_atoms (of all its records), checksum (XXH3 of the head)
     shard-00000.tar     a WebDataset shard; each member is one block of records
 
 Records are numbered in the order in which they lie in the set.
@@ -47,7 +47,7 @@ def grids():
 
 
 def checksum(data):
-    """XXH3 of a block's bytes as int64: it costs less than reading them does, which CRC32 does not."""
+    """XXH3 of the bytes of a block's head as int64: it costs less than reading them does, which CRC32 does not."""
     value = xxhash.xxh3_64_intdigest(data)
     return value - (1 << 64) if value >> 63 else value
 
@@ -64,7 +64,7 @@ class ShardSet:
         self.files = [shard["file"] for shard in manifest["shards"]]
         self.atoms = index["atoms"]
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
-        self.checksum = index["checksum"]
+        self.head, self.checksum = index["head"], index["checksum"]
         self.block_records, self.block_atoms = index["records"], index["block_atoms"]
         self.first = blocks.ptr_of(self.block_records)
         self.chosen = self.chosen_rows = None
@@ -125,13 +125,14 @@ class ShardSet:
         return len(self.atoms)
 
     def read(self, number):
-        """The bytes of one block, checked. Raises as view."""
+        """The bytes of one block, checked as in view. Raises as that."""
         return self.view(number).tobytes()
 
     def view(self, number):
         """The same as an array uint8 [size], which is a view of the file where that is on this machine.
 
-        Raises BadBlock where they are not what was written, and UserError where they cannot be read.
+        Raises BadBlock where they are not what was written, and UserError where they cannot be read. Values of spectra
+        are left for whoever takes them to check (block.check, gather.Held).
         """
         if isinstance(self.store, Folder):
             data = self.store.view(self.files[self.shard[number]], int(self.offset[number]), int(self.size[number]))
@@ -195,13 +196,14 @@ class ShardSet:
 
     def _read_cached(self, number, into):
         kept = self.cache.read(self._entry(number))
-        if kept is not None and self._is_whole(number, kept):
+        if kept is not None and self._is_whole(number, kept) and blocks.values_hold(kept):
             into[:] = np.frombuffer(kept, np.uint8)
         elif isinstance(self.store, Pipe):
             self._read_pipe(number, into)
         else:
             self._read(number, into)
-            self._keep(number, into)
+            if blocks.values_hold(into):
+                self._keep(number, into)
 
     def _read_pipe(self, number, into):
         """Run the command once; all blocks of the shard that are whole go into the cache."""
@@ -210,16 +212,18 @@ class ShardSet:
         spans = [(int(self.offset[other]), int(self.size[other])) for other in own]
         found = False
         for other, data in zip(own, self.store.spans(self.files[shard], spans), strict=True):
-            if self._is_whole(other, data):
+            if not self._is_whole(other, data):
+                continue
+            if blocks.values_hold(data):
                 self._keep(other, data)
-                if other == number:
-                    into[:] = np.frombuffer(data, np.uint8)
-                    found = True
+            if other == number:
+                into[:] = np.frombuffer(data, np.uint8)
+                found = True
         if not found:
             raise self.bad(number, "checksum")
 
     def _is_whole(self, number, data):
-        return len(data) == self.size[number] and checksum(data) == self.checksum[number]
+        return len(data) == self.size[number] and checksum(data[: self.head[number]]) == self.checksum[number]
 
     def bad(self, number, reason):
         """The BadBlock of a block that turned out not to be what was written."""

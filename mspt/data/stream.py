@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from mspt.chemistry.spectra import LINE_SHAPES, SPECTRA, LineShape
 from mspt.data import keyed, order, packing
 from mspt.data.batch import MoleculeBatch
-from mspt.data.block import DamagedBlock
+from mspt.data.block import DamagedBlock, DamagedRows
 from mspt.data.gather import Held
 from mspt.data.shardset import BadBlock, ShardSet
 from mspt.data.store import StoreSettings
@@ -201,25 +201,41 @@ class Lane:
 
     def _read(self, held, piece):
         """The slot of a piece's block, read into held; -1 where it is damaged and to be left out."""
-        shardset, number = self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
         try:
-            return _hold(held, shardset, number)
+            return _hold(held, *self._block(piece))
         except BadBlock as error:
-            if self.settings.on_bad_block == "error":
-                raise
-            log.warning("mspt: left out, as data.on_bad_block says: %s", error)
+            self._leave_out(error)
             self.lost = True
             return -1
 
+    def _block(self, piece):
+        """The ShardSet and the number in it of the block that a piece is of."""
+        return self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
+
+    def _leave_out(self, error):
+        """Say so of records that a BadBlock is about, or raise it where none may be left out."""
+        if self.settings.on_bad_block == "error":
+            raise error
+        log.warning("mspt: left out, as data.on_bad_block says: %s", error)
+
     def _batch(self, held, where, own):
-        """A stretch of the lane's records, without those whose blocks could not be read."""
+        """A stretch of the lane's records, without those whose blocks or spectra are damaged."""
         pieces, rows, atoms = self.order.pieces[own], self.rows[own], self.atoms[own]
         slots, missing = where[pieces], 0
         if self.lost:
             whole = slots >= 0
             missing = len(slots) - int(whole.sum())
             pieces, rows, atoms, slots = pieces[whole], rows[whole], atoms[whole], slots[whole]
-        batch = held.batch(slots, rows, int(atoms.sum()))
+        batch = None
+        while batch is None:
+            try:
+                batch = held.batch(slots, rows, int(atoms.sum()))
+            except DamagedRows as error:
+                for piece in np.unique(pieces[error.rows]).tolist():
+                    shardset, number = self._block(piece)
+                    self._leave_out(shardset.bad(number, f"{error}, {np.sum(pieces[error.rows] == piece)} rows"))
+                missing += len(error.rows)
+                pieces, rows, atoms, slots = (np.delete(each, error.rows) for each in (pieces, rows, atoms, slots))
         if len(self.shardsets) > 1:
             # An epoch may pass over a small set several times: a record gets other noise each time.
             records = keyed.mix(batch.records, torch.from_numpy(self.order.passes[pieces]))
@@ -230,7 +246,7 @@ class Lane:
 def _hold(held, shardset, number):
     """Read a block -> its slot. Raises BadBlock."""
     try:
-        return held.put(shardset.view(number))
+        return held.put(shardset.view(number), int(shardset.head[number]))
     except DamagedBlock as error:
         raise shardset.bad(number, str(error)) from error
 
@@ -342,4 +358,7 @@ def sequential(shardset, budget, targets=(), forces=False):
                 slots[b] = _hold(held, shardset, b)
         which = np.array([slots[b] for b in block.tolist()], np.int32)
         atoms = int(shardset.atoms[begin:end].sum())
-        yield held.batch(which, shardset.rows(number, block), atoms)
+        try:
+            yield held.batch(which, shardset.rows(number, block), atoms)
+        except DamagedRows as error:
+            raise shardset.bad(int(block[error.rows[0]]), str(error)) from error

@@ -114,7 +114,7 @@ INDICES = {
     "other shape": (lambda a: a.update(shard=a["shard"][:, None].copy()), r"shard is int32 \(8, 1\) where a list"),
     "shorter": (shorter("checksum"), "checksum has 7 values where the manifest says 8 blocks"),
     "fewer atoms": (shorter("atoms"), "records is 59 where the manifest says 60"),
-    "negative size": (at("size", 3, -5), r"block 3 is empty \(shard 1, offset \d+, size -5, records 8, "),
+    "negative size": (at("size", 3, -5), r"block 3 is empty \(shard 1, offset \d+, size -5, head \d+, records 8, "),
     "no records": (at("records", 2, 0), "block 2 is empty"),
     "no such shard": (at("shard", 7, 3), "block 7 lies in no shard"),
     "negative shard": (at("shard", 0, -1), "block 0 lies in no shard"),

@@ -126,7 +126,7 @@ BROKEN = {
         r"manifest\.json: cannot be read as JSON",
     ),
     "manifest of something else": (lambda f: (f / "manifest.json").write_text("[]"), "schema_version is None"),
-    "newer schema": (lambda f: edit(f, schema_version=99), r"manifest\.json: schema_version is 99, this mspt reads 2"),
+    "newer schema": (lambda f: edit(f, schema_version=99), r"manifest\.json: schema_version is 99, this mspt reads 3"),
     "no shards listed": (lambda f: edit(f, shards=None), r"manifest\.json: shards is missing; restore"),
     "other grids": (lambda f: edit(f, grids={"ir": {"start": 0}}), r"manifest\.json: grids differ .* build"),
     "empty set": (lambda f: edit(f, records=0, shards=[]), r"manifest\.json: records is 0; .* build it again"),

@@ -196,8 +196,8 @@ def test_little_is_held(tmp_path, monkeypatch):
     alive, counts = set(), []
     put, drop = Held.put, Held.drop
 
-    def counted(held, data):
-        slot = put(held, data)
+    def counted(held, data, head):
+        slot = put(held, data, head)
         alive.add(slot)
         return slot
 

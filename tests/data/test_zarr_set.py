@@ -245,7 +245,7 @@ BROKEN = {
         lambda f: edit(f, kind="embeddings"),
         r"set\.zarr: is no store of molecules \(its attribute kind is 'embeddings'\)",
     ),
-    "newer schema": (lambda f: edit(f, schema_version=99), "schema_version is 99, this mspt reads 2; convert"),
+    "newer schema": (lambda f: edit(f, schema_version=99), "schema_version is 99, this mspt reads 3; convert"),
     "other grids": (lambda f: edit(f, grids={}), "grids differ from this mspt's; convert again"),
     "no array": (lambda f: shutil.rmtree(f / "positions"), r"positions/zarr\.json: is missing; copy"),
     "torn array": (lambda f: (f / "ptr/zarr.json").write_text("{"), "set.zarr: is no Zarr v3 store that can be read"),
