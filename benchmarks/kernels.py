@@ -22,6 +22,7 @@ from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.kernels import selection
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
+from mspt.models.encoders.triplets import by_incoming, triplets
 from mspt.training import flops
 from mspt.training.engine import keep_freed_memory
 
@@ -86,6 +87,20 @@ def filtered_messages(given):
     return (*arguments, geometry.direction), 10 * channels * len(graph.source)
 
 
+def triplet_messages(given):
+    """SphereNet's, at its published widths."""
+    channels, degrees, basis = 64, 7, 8
+    graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
+    incoming, outgoing = triplets(graph)
+    order, begin = by_incoming(incoming, len(graph.source))
+    edges, functions = len(graph.source), degrees**2
+    known = given.random(edges, channels), given.random(len(order), functions).detach()
+    maps = given.random(edges, degrees, basis), given.random(edges, functions, basis)
+    weights = given.random(channels, basis), given.random(channels, basis)
+    products = len(order) * ((degrees + functions) * basis + 2 * basis * channels + 2 * channels)
+    return (*known, *maps, *weights, begin, outgoing[order], graph.ptr), products
+
+
 def update(given):
     n = given.n
     return (given.random(n, F), given.random(n, 3, F), given.random(n, 3 * F), given.random(n, 3, 3 * F)), 7 * n * F
@@ -109,6 +124,7 @@ OPERATIONS = (
     gate_table,
     radius_graph_attention,
     filtered_messages,
+    triplet_messages,
     linear,
     update,
     whiten,
@@ -183,7 +199,7 @@ def operations(options):
         for precision in PRECISIONS:
             if options.only and make.__name__ not in options.only:
                 continue
-            if precision != "fp32" and make in (radius_graph, filtered_messages):  # always in float32 or more
+            if precision != "fp32" and make in (radius_graph, filtered_messages, triplet_messages):  # in float32
                 continue
             for row in time_operation(make, precision, options.device, options.runs, rates):
                 rows.append(row)

@@ -23,6 +23,7 @@ __all__ = [
     "radius_graph",
     "radius_graph_attention",
     "sum_by_target",
+    "triplet_messages",
     "update",
     "use",
     "whiten",
@@ -47,6 +48,12 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
 def filtered_messages(sent, vec, filters, graph, direction):
     """reference.filtered_messages."""
     return pick("filtered_messages", sent.device, sent.dtype)(sent, vec, filters, graph, direction)
+
+
+def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr):
+    """reference.triplet_messages."""
+    function = pick("triplet_messages", sent.device, sent.dtype)
+    return function(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr)
 
 
 def linear(x, weight, bias, heads=1):

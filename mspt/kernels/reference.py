@@ -4,7 +4,7 @@ Geometry is taken in float64; features may be of low precision, but every produc
 taken in at least float32.
 
 Legend: n atoms, e edges, P pairs, m molecules, F channels, H heads, D = F / H channels a head, K radial functions,
-G rows of a table of gates, T tokens.
+G rows of a table of gates, T tokens, t triplets, S degrees of spherical functions.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from mspt.kernels import spline
 from mspt.kernels.spline import cosine_cutoff
+from mspt.kernels.triplet_sums import triplet_sums
 
 
 class Graph(NamedTuple):
@@ -213,6 +214,29 @@ def filtered_messages(sent, vec, filters, graph, direction):
     if vec is not None:
         vector = vector + vec.index_select(0, graph.source) * along[:, None]
     return sum_by_target(scalar, graph), sum_by_target(vector, graph)
+
+
+def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr):
+    """SphereNet's sums over the triplets k → j → i of each edge j → i: Σ sent · (A a) · (B b), where an edge k → j maps
+    the harmonics of its triplets, those of order 0 to a and all to b.
+
+    sent [e, C] of the edges k → j; harmonics [t, S²], of an edge k → j in rows begin [e + 1] to begin + 1; angle_map
+    [e, S, W], torsion_map [e, S², W]; angle_weight A, torsion_weight B [C, W]; outgoing [t]: the edge j → i of a
+    triplet; ptr [n + 1]: of Graph -> [e, C], summed in float32 at least.
+    """
+    count = begin.diff()
+    incoming = torch.repeat_interleave(count)
+    # The triplets of an edge k → j in a row of their own, of which some places stay empty: two products for all.
+    width = int(count.max()) if len(count) else 0
+    place = incoming * width + torch.arange(len(incoming), device=incoming.device) - begin[incoming]
+    rows = harmonics.new_zeros(len(sent) * width, harmonics.shape[1]).index_add_(0, place, harmonics)
+    rows = rows.view(len(sent), width, harmonics.shape[1])
+    zonal = rows[..., [degree**2 for degree in range(angle_map.shape[1])]]
+    angles, torsions = (
+        (known @ of_edges).flatten(0, 1).index_select(0, place)
+        for known, of_edges in ((zonal, angle_map), (rows, torsion_map))
+    )
+    return triplet_sums(sent, angles, torsions, angle_weight, torsion_weight, incoming, outgoing)
 
 
 def linear(x, weight, bias, heads):

@@ -28,7 +28,7 @@ def register_second(name, meaning, results, tensors):
     """Give operator NAME, which is the gradient of a function, a gradient of its own.
 
     NAME(*gradients of the results, *tensors, *rest) -> gradients of the tensors. meaning(*tensors, *rest): the
-    function in plain PyTorch. results, tensors: how many of each.
+    function in plain PyTorch. results, tensors: how many of each. A gradient that NAME leaves empty has none.
     """
     count = results + tensors
 
@@ -38,6 +38,7 @@ def register_second(name, meaning, results, tensors):
 
     def backward(ctx, *heads):
         gradients, tensors = ctx.saved_tensors[:results], ctx.saved_tensors[results:]
+        heads = [head if head.shape == x.shape else None for head, x in zip(heads, tensors, strict=True)]
         found = gradients_of_gradients(lambda *given: meaning(*given, *ctx.rest), tensors, gradients, heads)
         return *found[0], *found[1], *[None] * len(ctx.rest)
 

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mspt import kernels
 from mspt.models import encoders
-from mspt.models.encoders import spherenet, spherical, triplet_sums, triplets
+from mspt.models.encoders import spherenet, spherical, triplets
 
 
 class TestSphereNet(EncoderContract):
@@ -160,29 +160,3 @@ def test_features_jump_where_another_neighbour_becomes_the_next():
     for turn in (0.0, 0.3):
         jumps.append(float((at(turn + 1e-4) - at(turn - 1e-4)).detach().abs().max()))
     assert jumps[0] > 20 * jumps[1]
-
-
-def test_triplet_sums(monkeypatch):
-    """Taken a few at a time: values and gradients, and gradients of these, as of all at once."""
-    monkeypatch.setattr(triplet_sums, "AT_A_TIME", 4)
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
-
-    edges, channels, basis, count = 5, 3, 2, 11
-    values = random(edges, channels), random(count, basis), random(count, basis), random(channels, basis)
-    values = (*values, random(channels, basis))
-    incoming, outgoing = torch.randint(edges, (2, count), generator=generator)
-    outgoing = outgoing.sort().values
-
-    def plain(sent, angles, torsions, angle_weight, torsion_weight):
-        heard = sent[incoming] * (angles @ angle_weight.T) * (torsions @ torsion_weight.T)
-        return torch.zeros_like(sent).index_add(0, outgoing, heard)
-
-    def summed(*values):
-        return triplet_sums.triplet_sums(*values, incoming, outgoing)
-
-    torch.testing.assert_close(summed(*values), plain(*values), rtol=1e-12, atol=1e-12)
-    assert gradcheck(summed, values)
-    assert gradgradcheck(summed, values)

@@ -6,6 +6,7 @@ from mspt.kernels.cpu.filtered_messages import filtered_messages
 from mspt.kernels.cpu.graph import radius_graph
 from mspt.kernels.cpu.linear import linear
 from mspt.kernels.cpu.table import gate_table
+from mspt.kernels.cpu.triplet_messages import triplet_messages
 from mspt.kernels.cpu.update import update
 from mspt.kernels.cpu.whiten import whiten
 
@@ -16,6 +17,7 @@ __all__ = [
     "linear",
     "radius_graph",
     "radius_graph_attention",
+    "triplet_messages",
     "update",
     "whiten",
 ]

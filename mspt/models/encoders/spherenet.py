@@ -7,8 +7,7 @@ Mirror images differ: the next neighbour around the axis is another one there.
 The energy surface jumps as two neighbours pass each other around an axis, or as one that is next to another leaves the
 cut-off: then another neighbour is the next. With distances and angles alone nothing jumps.
 
-Legend: n atoms, e edges, t triplets, F channels, K radial functions, S degrees of spherical functions. For products
-with what belongs to k → j alone, the triplets of an edge k → j lie in a row of D places, of which some stay empty.
+Legend: n atoms, e edges, t triplets by k → j, F channels, K radial functions, S degrees of spherical functions.
 """
 
 import math
@@ -22,8 +21,7 @@ from torch.nn.functional import silu
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.models.encoders.spherical import bessel_roots, harmonics, spherical_bessel
-from mspt.models.encoders.triplet_sums import triplet_sums
-from mspt.models.encoders.triplets import next_around, rows, safe_norm, triplets
+from mspt.models.encoders.triplets import by_incoming, next_around, safe_norm, triplets
 from mspt.settings import Settings
 
 
@@ -73,12 +71,11 @@ class SphereNet(nn.Module):
         settings = self.settings
         graph = kernels.radius_graph(positions, ptr, settings.cutoff, settings.max_neighbours, loop=False)
         dtype = self.embedding.elements.weight.dtype
-        incoming, outgoing = triplets(graph)
-        basis = self.basis(positions.double(), graph, incoming, outgoing, dtype)
+        basis = self.basis(positions.double(), graph, dtype)
         x = self.embedding(numbers, graph, basis.radial)
         scalars = self.outputs[0](x, basis.radial, graph, len(numbers))
         for block, output in zip(self.blocks, self.outputs[1:], strict=True):
-            x = block(x, basis, incoming, outgoing)
+            x = block(x, basis, graph)
             scalars = scalars + output(x, basis.radial, graph, len(numbers))
         return scalars, None
 
@@ -86,15 +83,15 @@ class SphereNet(nn.Module):
 class Seen(NamedTuple):
     """What edges and triplets see of the geometry (eqs. 3 to 5 of the paper), in factors.
 
-    radial [e, K]; spherical [e, S, K], Bessel functions of the distance; harmonics [e, D, S²] of the triplets of each
-    edge k → j, zero where there is none, and zonal [e, D, S], those of order 0; place [t] of a triplet among e · D.
+    radial [e, K]; spherical [e, S, K], Bessel functions of the distance; harmonics [t, S²]; begin [e + 1], where the
+    triplets of an edge k → j begin, and outgoing [t], the edge j → i of each.
     """
 
     radial: Tensor
     spherical: Tensor
     harmonics: Tensor
-    zonal: Tensor
-    place: Tensor
+    begin: Tensor
+    outgoing: Tensor
 
 
 class Basis(nn.Module):
@@ -106,7 +103,8 @@ class Basis(nn.Module):
         self.degrees, self.functions = settings.spherical_functions, settings.radial_functions
         self.frequencies = nn.Parameter(math.pi * torch.arange(1, self.functions + 1, dtype=torch.float32))
 
-    def forward(self, positions, graph, incoming, outgoing, dtype):
+    def forward(self, positions, graph, dtype):
+        incoming, outgoing = triplets(graph)
         # Once a pair, and not once an edge.
         distance, direction = safe_norm(positions[graph.second] - positions[graph.first])
         pair, x = graph.pair.abs().long() - 1, distance / self.cutoff
@@ -116,16 +114,14 @@ class Basis(nn.Module):
         reference = safe_norm(normals)[1][next_around(axes, normals, outgoing)]
         # sin θ cos φ and sin θ sin φ: of these the harmonics are polynomials, smooth where θ is 0 and φ is not defined.
         cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
-        angular = harmonics((axes * others).sum(-1), cosine, sine, self.degrees).to(dtype)
-        width, place = rows(graph, incoming, outgoing)
-        angular = angular.new_zeros(len(pair) * width, self.degrees**2).index_add_(0, place, angular)
-        angular = angular.view(len(pair), width, self.degrees**2)
+        order, begin = by_incoming(incoming, len(pair))
+        seen = torch.stack([(axes * others).sum(-1), cosine, sine])[:, order]
         return Seen(
             radial=self.radial(x).to(dtype)[pair],
             spherical=self.spherical(x).to(dtype)[pair],
-            harmonics=angular,
-            zonal=angular[..., [degree**2 for degree in range(self.degrees)]],
-            place=place,
+            harmonics=harmonics(*seen, self.degrees).to(dtype).contiguous(),
+            begin=begin,
+            outgoing=outgoing[order],
         )
 
     def radial(self, x):
@@ -145,18 +141,19 @@ class Basis(nn.Module):
 
 
 class SeparableMap(nn.Linear):
-    """A linear map of products, Bessel functions of k → j times harmonics of a triplet, without the products [t, …].
+    """A linear map of products, Bessel functions of k → j times harmonics of a triplet, without the products [t, …]: as
+    a map of the harmonics alone for each k → j.
 
     Harmonic f of A · S comes with the Bessel functions of order f mod S; for torsions, whose A is S, that is not its
     own degree, as in the public code. Inputs are numbered (f, k).
     """
 
-    def forward(self, spherical, angular):
-        """spherical [e, S, K], angular [e, D, A · S] -> [e, D, out]."""
+    def forward(self, spherical):
+        """spherical [e, S, K] -> [e, A · S, out]."""
         orders, functions = spherical.shape[1:]
         weight = self.weight.view(self.out_features, -1, orders, functions).permute(2, 3, 1, 0)  # [S, K, A, out]
         of_edges = (spherical.transpose(0, 1) @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [S, e, A, out]
-        return angular @ of_edges.permute(1, 2, 0, 3).flatten(1, 2)
+        return of_edges.permute(1, 2, 0, 3).flatten(1, 2)
 
 
 class LentMap(nn.Linear):
@@ -207,13 +204,13 @@ class Block(nn.Module):
         self.before, self.combine = Residual(channels), linear(channels, channels)
         self.after = nn.Sequential(Residual(channels), Residual(channels))
 
-    def forward(self, x, basis, incoming, outgoing):
+    def forward(self, x, basis, graph):
         sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
-        angles, torsions = (
-            maps[0](basis.spherical, angular).flatten(0, 1).index_select(0, basis.place)
-            for maps, angular in ((self.angles, basis.zonal), (self.torsions, basis.harmonics))
-        )
-        heard = triplet_sums(sent, angles, torsions, self.angles[1](), self.torsions[1](), incoming, outgoing)
+        maps = [maps[0](basis.spherical) for maps in (self.angles, self.torsions)]
+        weights = self.angles[1](), self.torsions[1]()
+        heard = kernels.triplet_messages(
+            sent, basis.harmonics, *maps, *weights, basis.begin, basis.outgoing, graph.ptr
+        )  # fmt: skip
         message = silu(self.own(x)) + silu(self.up(heard))
         return self.after(silu(self.combine(self.before(message))) + x)
 

@@ -88,4 +88,4 @@ def harmonics(z, x, y, degrees):
         parts = [norm * legendre[degree, m] for m, norm in enumerate(norms)]
         values += [part * cosines[m] for m, part in enumerate(parts)]
         values += [parts[m] * sines[m] for m in range(degree, 0, -1)]
-    return torch.stack(values, -1)
+    return torch.stack(values).T  # far faster than into their places one by one

@@ -1,6 +1,6 @@
 """Triplets of atoms k → j → i along the edges of a graph, and which of them comes next around an edge.
 
-Legend: e edges, t triplets, D places in a row.
+Legend: e edges, t triplets.
 """
 
 import math
@@ -22,14 +22,10 @@ def triplets(graph):
     return incoming[apart], outgoing[apart]
 
 
-def rows(graph, incoming, outgoing):
-    """D, the most edges that leave an atom, and the place of each triplet in e rows of so many: int64 [t]."""
-    leaving = torch.bincount(graph.source, minlength=len(graph.ptr) - 1)
-    order = graph.source.argsort(stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - (leaving.cumsum(0) - leaving)[graph.source[order]]
-    width = int(leaving.max()) if len(order) else 0
-    return width, incoming * width + rank[outgoing]
+def by_incoming(incoming, edges):
+    """The order [t] of the triplets by k → j, and where those of each of so many edges begin: int64 [e + 1]."""
+    counts = torch.bincount(incoming, minlength=edges)
+    return incoming.argsort(stable=True), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def safe_norm(vectors):

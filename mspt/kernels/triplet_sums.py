@@ -20,8 +20,9 @@ def triplet_sums(sent, angles, torsions, angle_weight, torsion_weight, incoming,
 
 
 def _spans(index):
+    """Slices of index, one at least: gradients hang together where there is no triplet too."""
     size = AT_A_TIME if index.device.type == "cpu" else max(1, len(index))
-    return [slice(begin, begin + size) for begin in range(0, len(index), size)]
+    return [slice(begin, begin + size) for begin in range(0, max(1, len(index)), size)]
 
 
 def _zeros(like):
