@@ -29,7 +29,7 @@ def learning_curves(plan):
         _abscissa(top[column], places)
         top[column].set_title(target_and_unit)
         for axes, labels in zip((line[column] for line in below), plan.labels, strict=True):
-            cells = [cell for cell in plan.cells if (cell.target, cell.labels, cell.run.done) == (target, labels, True)]
+            cells = [c for c in plan.whole.cells if (c.target, c.labels, c.run.done) == (target, labels, True)]
             for row, own in groupby(cells, key=lambda cell: cell.row):
                 _validation(axes, list(own), colours[row])
             axes.set_xlabel("steps, all labels" if labels is None else f"steps, {labels} labels")

@@ -159,6 +159,8 @@ class Plan:
         self.seeds = self._chosen("seeds", self.scale.seeds, only)
         self.names = {name: read(Row, self._row_file(name)).name for name in self.table.rows}
         self.cells = [cell for row in self.rows for cell in self._cells(row)]
+        # What is said of the table is said of all of it, whichever part is run.
+        self.whole = Plan(table, scale, data, out, {}) if any(only.values()) else self
 
     def _row_file(self, name):
         return self.path.with_suffix("") / f"{name}.yaml"
@@ -246,15 +248,19 @@ class Plan:
         threads = max(1, (os.cpu_count() or 1) // (jobs * processes))
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{run.folder}.log").open("ab") as log:
+            # What rows of other parts and tables share may be under way there: it is waited for, not run beside itself.
+            fcntl.flock(log, fcntl.LOCK_EX)
+            if run.done:
+                return 0
             # Without what says that this process is a rank of some run: its runs are runs of their own.
             own = {name: value for name, value in os.environ.items() if name not in (*LAUNCHED_WITH, "LOCAL_RANK")}
             environment = {"OMP_NUM_THREADS": str(threads)} | own
             return subprocess.run(run.command(processes), stdout=log, stderr=log, env=environment).returncode
 
     def results(self):
-        """row -> labels -> target -> {mae: one a seed that is done, unit, count}."""
+        """row -> labels -> target -> {mae: one a seed that is done, unit, count}, of the whole table."""
         found = {}
-        for cell in self.cells:
+        for cell in self.whole.cells:
             if cell.run.done:
                 errors = json.loads((cell.run.folder / "summary.json").read_text())["errors"][cell.target]
                 place = found.setdefault(cell.row, {}).setdefault(cell.labels, {}).setdefault(
@@ -264,7 +270,7 @@ class Plan:
         return found
 
     def text(self):
-        """The table: what came out here, its deviation over seeds, and what was published."""
+        """All rows, for the chosen targets and labels: what came out here, its deviation, and what was published."""
         results = self.results()
         units = {t: each["unit"] for of in results.values() for by in of.values() for t, each in by.items()}
         lines = [self.table.title]
@@ -282,7 +288,7 @@ class Plan:
         return "\n".join(lines)
 
     def save(self):
-        """Write the results as OUT/TABLE.json -> its path. Parts of a table that run side by side take turns."""
+        """Write all results as OUT/TABLE.json -> its path. Parts of a table that run side by side take turns."""
         path = self.out / f"{self.path.stem}.json"
         rows = {
             row: {"all" if labels is None else str(labels): by for labels, by in of.items()}

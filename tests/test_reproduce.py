@@ -1,9 +1,11 @@
 """mspt reproduce: which runs a table is made of, and a small one from its files to its numbers."""
 
+import fcntl
 import json
 import multiprocessing
 import re
 import statistics
+import threading
 from pathlib import Path
 
 import pytest
@@ -178,10 +180,33 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     (point,) = test.lines[0].get_ydata()
     assert point == pytest.approx(statistics.fmean(found["mae"])) and test.get_title() == "homo / meV"
     assert validation.lines[0].get_xdata().tolist() == [2]
+    # Who asks for a part is told of the whole.
+    cli.main([*words, "--show", "--rows", "scratch", "--seeds", "1"])
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "±" in lines["Coord"]
+    assert json.loads((project / "runs/tiny-minute/tiny.json").read_text())["rows"] == results
     # Nothing is left to do of that row; of the other the commands are told.
     cli.main([*words, "--dry-run"])
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 2 and all("model.init=null" in command for command in commands)
+
+
+def test_a_run_that_is_under_way_is_waited_for(tmp_path):
+    """Two parts of a table that share a stage, begun side by side: one runs it, the other finds it done."""
+    made = plan(tmp_path, "table1", targets=("homo",), rows=("coord",), labels=(1000,), seeds=(0,))
+    stage = made.runs[0]
+    Path(f"{stage.folder}.log").parent.mkdir(parents=True)
+    with Path(f"{stage.folder}.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=lambda: codes.append(made._perform(stage, 1, 1)))
+        codes = []
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive() and not codes
+        stage.folder.mkdir()
+        (stage.folder / "summary.json").write_text("{}")
+    waiting.join(60.0)
+    assert codes == [0] and Path(f"{stage.folder}.log").read_bytes() == b""  # nothing was run
 
 
 def _save_often(plan):
