@@ -8,6 +8,7 @@ ask at once, on one machine or on a shared file system.
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ import torch
 
 from mspt.errors import UserError
 
+log = logging.getLogger("mspt")
 # Instruction sets, best first: what torch calls them, and the flags that select them.
 LEVELS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
@@ -99,6 +101,19 @@ def library(folder, source, headers=()):
         digest.update(file.read_bytes())
     path = cache_folder() / folder / f"{source.stem}-{level()}-{digest.hexdigest()[:16]}.so"
     return cached(path, lambda path: _compile(cxx, flags, openmp, source, path))
+
+
+def wanted(folder, source, without):
+    """The library, or None where there is no compiler, which is said with what it means, or where MSPT_KERNELS names
+    the reference.
+    """
+    if os.environ.get("MSPT_KERNELS") == "reference":
+        return None
+    try:
+        return library(folder, source)
+    except NoCompiler as error:
+        log.warning("mspt: %s: %s", without, error)
+        return None
 
 
 def _compile(cxx, flags, openmp, source, library):

@@ -1,11 +1,15 @@
 """The three spectra: their grids, and line shapes that turn computed lines into values on a grid."""
 
+import ctypes
 import math
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from mspt import native
 from mspt.settings import Settings
 
 
@@ -63,14 +67,42 @@ def broaden(positions, strengths, ptr, grid, line_shape, shift=None, width_scale
 
     positions [l] in the grid's unit, strengths [l], ptr [m + 1]: molecule i owns lines ptr[i] to ptr[i + 1].
     shift [m] (grid's unit) and width_scale [m], where given, augment each molecule's spectrum as a whole. A molecule
-    without lines gets zeros.
+    without lines gets zeros. float32 on a CPU goes through C++, all else through PyTorch.
     """
+    width = torch.full((len(ptr) - 1,), line_shape.width, dtype=positions.dtype, device=positions.device)
+    if width_scale is not None:
+        width = width * width_scale
+    compiled = positions.dtype == torch.float32 and positions.device.type == "cpu" and _library()
+    function = _broaden_compiled if compiled else _broaden
+    return function(positions, strengths, ptr, grid, line_shape.shape == "gaussian", shift, width)
+
+
+@cache
+def _library():
+    return native.wanted("chemistry", Path(__file__).with_name("broaden.cpp"), "lines become bands by PyTorch, slower")
+
+
+def _broaden_compiled(positions, strengths, ptr, grid, gaussian, shift, width):
+    """broaden.cpp."""
+    x, result = grid.points(dtype=torch.float32), torch.empty(len(ptr) - 1, grid.length)
+    given = [
+        None if tensor is None else tensor.contiguous() for tensor in (positions, strengths.float(), ptr, shift, width)
+    ]
+    numbers = (len(ptr) - 1, grid.length, gaussian, torch.get_num_threads())
+    _library().broaden(
+        *map(native.pointer, (*given, x, result)),
+        *map(ctypes.c_int64, numbers),
+        ctypes.c_double(grid.start),
+        ctypes.c_double(grid.step),
+    )
+    return result
+
+
+def _broaden(positions, strengths, ptr, grid, gaussian, shift, width):
+    """The same in PyTorch: any type, any device."""
     m, counts = len(ptr) - 1, ptr.diff()
     result = positions.new_zeros(m, grid.length)
     x_G = grid.points(dtype=positions.dtype, device=positions.device)
-    width = torch.full((m,), line_shape.width, dtype=positions.dtype, device=positions.device)
-    if width_scale is not None:
-        width = width * width_scale
     longest = int(counts.max()) if m else 0
     group = max(1, CHUNK[positions.device.type] // max(1, longest * grid.length))
     for first in range(0, m if longest else 0, group):
@@ -83,7 +115,7 @@ def broaden(positions, strengths, ptr, grid, line_shape, shift=None, width_scale
         if shift is not None:
             centre = centre + shift[own, None]
         profile = (x_G - centre[..., None]).square_()
-        if line_shape.shape == "gaussian":
+        if gaussian:
             profile.mul_(-4 * math.log(2) / width[own, None, None].square()).exp_()
         else:
             half = width[own, None] / 2

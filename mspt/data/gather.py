@@ -7,7 +7,6 @@ MSPT_KERNELS=reference, MoleculeBatch.from_blocks does the same in numpy.
 import ctypes
 import logging
 import math
-import os
 import sys
 import threading
 from functools import cache
@@ -79,12 +78,9 @@ FUNCTIONS = {
 @cache
 def library():
     """The compiled functions, or None where there are none; says once why. Pointers are given as whole numbers."""
-    if os.environ.get("MSPT_KERNELS") == "reference":
-        return None
-    try:
-        loaded = native.library("data", Path(__file__).with_name("gather.cpp"))
-    except native.NoCompiler as error:
-        log.warning("mspt: batches are put together by numpy, some 10 times slower: %s", error)
+    without = "batches are put together by numpy, some 10 times slower"
+    loaded = native.wanted("data", Path(__file__).with_name("gather.cpp"), without)
+    if loaded is None:
         return None
     for name, count in FUNCTIONS.items():
         function = getattr(loaded, name)

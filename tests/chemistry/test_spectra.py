@@ -1,6 +1,7 @@
 """Grids and line shapes against explicit loops in float64."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from hypothesis import strategies as st
 
 from mspt.chemistry import spectra
 from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, SPECTRA, Grid, LineShape, broaden
+from mspt.data.opening import open_set, sequential
+from mspt.data.packing import Budget
+from tests.kernels.cpu_levels import LEVELS
 
+BUNDLED = Path(__file__).parents[2] / "shards/bundled/qm9-spectra/heldout"
 LORENTZIAN = LineShape(shape="lorentzian", width=10.0)
 GAUSSIAN = LineShape(shape="gaussian", width=10.0)
 SMALL = Grid(unit="cm^-1", start=500.0, step=2.0, length=40)
@@ -72,6 +77,69 @@ def test_broadening_is_the_loop(counts, line_shape, seed, augmented):
         width_scale = 0.5 + torch.rand(len(counts), generator=generator, dtype=torch.float64)
     given_lines = (positions, strengths, ptr, SMALL, line_shape, shift, width_scale)
     torch.testing.assert_close(broaden(*given_lines), by_loop(*given_lines), rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(counts_of_lines, st.sampled_from([LORENTZIAN, GAUSSIAN]), st.integers(0, 100), st.booleans())
+def test_float32_in_cpp_is_the_loop(counts, line_shape, seed, augmented):
+    """Lines on the grid, at its ends and beyond them, some far."""
+    generator = torch.Generator().manual_seed(seed)
+    positions, strengths, ptr = lines(counts, seed, torch.float32)
+    far = torch.randint(4, positions.shape, generator=generator)
+    positions = torch.where(far == 3, 10 * (positions - 540) + 540, positions).round(decimals=1)
+    shift = width_scale = None
+    if augmented:
+        shift = 20 * torch.rand(len(counts), generator=generator) - 10
+        width_scale = 0.2 + 3 * torch.rand(len(counts), generator=generator)
+    found = broaden(positions, strengths, ptr, SMALL, line_shape, shift, width_scale)
+    exact = by_loop(positions, strengths, ptr, SMALL, line_shape, shift, width_scale)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5 * strengths.sum().item() + 1e-30)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request, monkeypatch):
+    """Runs the test with the C++ compiled for every instruction set that this CPU has."""
+    monkeypatch.setenv("MSPT_CPU", request.param)
+    spectra._library.cache_clear()
+    yield
+    spectra._library.cache_clear()
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_cpp_and_pytorch_agree(name, level):
+    """On real molecules' lines, on the real grids, by any number of threads."""
+    batch = next(iter(sequential(open_set(BUNDLED), Budget(molecules=20, atoms=8192))))
+    given_lines = *batch.lines[name], GRIDS[name], LINE_SHAPES[name]
+    assert spectra._library() is not None
+    positions, strengths, ptr, *_ = given_lines
+
+    def plain(dtype):
+        widths = torch.full((20,), LINE_SHAPES[name].width, dtype=dtype)
+        return spectra._broaden(
+            positions.to(dtype), strengths.to(dtype), ptr, GRIDS[name], name == "uv_vis", None, widths
+        )
+
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(broaden(*given_lines))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    exact = plain(torch.float64)
+    assert (found[0].double() - exact).norm() < 1e-6 * exact.norm()
+    torch.testing.assert_close(plain(torch.float32), found[0], rtol=1e-4, atol=1e-5 * float(exact.max()))
+
+
+@pytest.mark.parametrize("line_shape", [LORENTZIAN, GAUSSIAN])
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_what_is_not_a_number_stays_so(line_shape, wrong):
+    given_lines = lines([2, 2], dtype=torch.float32)
+    given_lines[wrong][1] = torch.nan
+    spectrum = broaden(*given_lines, SMALL, line_shape)
+    assert spectrum[0].isnan().all() and spectrum[1].isfinite().all()
 
 
 @pytest.mark.parametrize("line_shape", [LORENTZIAN, GAUSSIAN])
