@@ -23,27 +23,27 @@ class XTB:
     numbers: [n] atomic numbers. accuracy: tblite's SCF accuracy (smaller is tighter).
     """
 
-    def __init__(self, numbers, accuracy=0.1):
+    def __init__(self, numbers, accuracy=0.02):
         self.numbers = np.asarray(numbers)
         self.accuracy = accuracy
-        self._field_free = None
+        self._field_free = self._density = None
 
     def __call__(self, positions, field=None):
         """positions [n, 3] bohr, field [3] a.u. -> energy, gradient [n, 3], dipole [3] (e a0).
 
-        The field-free calculator is kept, so that its SCF starts from the last density.
+        The SCF starts from the density of the last field-free point, which halves its iterations.
         """
         positions = np.ascontiguousarray(positions, dtype=float)
         if field is not None:
             calculator = self._new(positions)
             # tblite 0.8 hands the field to cffi as it is, so it must be a C array.
             calculator.add("electric-field", ffi.new("double[3]", [float(f) for f in field]))
-        elif self._field_free is None:
-            calculator = self._field_free = self._new(positions)
+            result = calculator.singlepoint(self._density, copy=self._density is not None)
         else:
-            calculator = self._field_free
-            calculator.update(positions)
-        result = calculator.singlepoint()
+            if self._field_free is None:
+                self._field_free = self._new(positions)
+            self._field_free.update(positions)
+            result = self._density = self._field_free.singlepoint(self._density)
         return float(result.get("energy")), np.array(result.get("gradient")), np.array(result.get("dipole"))
 
     def _new(self, positions):
