@@ -114,19 +114,52 @@ def test_same_again():
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
 
 
-def test_second_derivative_is_the_references():
-    def second(function, parts, gradient):
-        gradient.requires_grad_()
-        first = torch.autograd.grad(function(*parts, REGULAR[1]), parts, gradient, create_graph=True)
-        return torch.autograd.grad(sum(part.square().sum() for part in first), [*parts, gradient])
+def second(function, parts, gradient, heads, regular=REGULAR[1]):
+    """What meets heads in the gradients to vec and weight, differentiated by vec, weight and the gradient."""
+    gradient = gradient.detach().requires_grad_()
+    first = torch.autograd.grad(function(*parts, regular), parts, gradient, create_graph=True)
+    return torch.autograd.grad(first, [*parts, gradient], heads)
 
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_second_derivative_agrees_with_float64_at_every_level(level, dtype):  # noqa: F811
+    for kind in KINDS:
+        for n, channels in ((9, 64), (4, 37)):
+            parts, gradient = inputs(n, channels, kind, dtype)
+            heads = [torch.randn(part.shape).to(dtype) for part in parts]
+            poison(gradient.shape)
+            results = second(whiten, parts, gradient, heads)
+            truth = second(reference.whiten, *wide(parts, gradient), [head.double() for head in heads])
+            assert_close(results, truth, dtype)
+
+
+def test_second_derivative_by_any_number_of_threads():
+    parts, gradient = inputs(50, 64)
+    heads = [torch.randn(part.shape) for part in parts]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 3, 60):
+            torch.set_num_threads(threads)
+            found.append(second(whiten, parts, gradient, heads))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(found[1], found[2], strict=True))
+    for other in found[1:]:
+        for one, two in zip(other, found[0], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
+
+
+def test_second_derivative_where_the_weight_is_frozen():
     parts, gradient = inputs(4, 9)
-    expected = second(reference.whiten, *wide(parts, gradient))
-    assert_close(second(whiten, parts, gradient), expected, torch.float32)
-    # Also where the weight is frozen.
-    result = whiten(parts[0], parts[1].detach(), REGULAR[1])
-    (first,) = torch.autograd.grad(result, parts[:1], gradient.detach(), create_graph=True)
-    assert first.requires_grad
+
+    def of(function, vec, weight, gradient):
+        first = torch.autograd.grad(function(vec, weight, REGULAR[1]), [vec], gradient, create_graph=True)
+        return torch.autograd.grad(first[0].square().sum(), [vec])
+
+    truth = of(
+        reference.whiten, parts[0].detach().double().requires_grad_(), parts[1].detach().double(), gradient.double()
+    )
+    assert_close(of(whiten, parts[0], parts[1].detach(), gradient), truth, torch.float32)
 
 
 def test_other_types_take_the_reference():
@@ -142,6 +175,8 @@ def test_operators_are_well_formed():
     vec, weight = (part.detach() for part in parts)
     _, saved = torch.ops.mspt.whiten(vec, weight, list(REGULAR[1]))
     torch.library.opcheck(torch.ops.mspt.whiten_backward.default, (gradient, vec, weight, saved, list(REGULAR[1])))
+    heads = torch.randn(vec.shape), torch.randn(weight.shape)
+    torch.library.opcheck(torch.ops.mspt.whiten_second.default, (*heads, gradient, vec, weight, saved))
 
 
 def test_compiles_in_one_graph():

@@ -87,6 +87,21 @@ static void turn_back(const Matrix vectors, const Matrix middle, Matrix result) 
     }
 }
 
+// vectorsᵀ (a + aᵀ) vectors
+static void turn_both(const Matrix vectors, const Matrix a, Matrix result) {
+  for (int k = 0; k < 3; k++)
+    for (int l = 0; l < 3; l++) {
+      result[k][l] = 0;
+      for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) result[k][l] += vectors[i][k] * (a[i][j] + a[j][i]) * vectors[j][l];
+    }
+}
+
+// In C's eigenbasis the derivative of C^(-1/2) is a product, number by number, with the Loewner matrix, of divided
+// differences of λ^(-1/2); of roots a, b of eigenvalues they are this. The second derivative is made of second ones.
+INLINE double loewner(double a, double b) { return -1 / (a * b * (a + b)); }
+INLINE double loewner(double a, double b, double c) { return (a + b + c) / (a * b * c * (a + b) * (b + c) * (c + a)); }
+
 // C^(-1/2)
 static void inverse_root(const Saved& saved, Matrix result) {
   Matrix middle = {};
@@ -158,16 +173,11 @@ void backward(int threads, int64_t n, int64_t F, const S* gradient, const S* vec
         for (int i = 0; i < 3; i++) g[i * Fr + f] *= w[f];
       }
       outer(g, x, Fr, product);
-      // In C's eigenbasis the derivative of C^(-1/2) is a product, number by number, with the Loewner matrix.
-      Matrix turned = {};
+      Matrix turned;
+      turn_both(saved[atom].vectors, product, turned);
       for (int k = 0; k < 3; k++)
-        for (int l = 0; l < 3; l++) {
-          double a = std::sqrt(saved[atom].values[k]), b = std::sqrt(saved[atom].values[l]);
-          for (int i = 0; i < 3; i++)
-            for (int j = 0; j < 3; j++)
-              turned[k][l] += saved[atom].vectors[i][k] * (product[i][j] + product[j][i]) * saved[atom].vectors[j][l];
-          turned[k][l] *= -1 / (a * b * (a + b) * F);
-        }
+        for (int l = 0; l < 3; l++)
+          turned[k][l] *= loewner(std::sqrt(saved[atom].values[k]), std::sqrt(saved[atom].values[l])) / F;
       turn_back(saved[atom].vectors, turned, slope);
       double g_mean[3], mean[3];
       for (int i = 0; i < 3; i++) g_mean[i] = sum(g + i * Fr, Fr) / F;
@@ -187,7 +197,78 @@ void backward(int threads, int64_t n, int64_t F, const S* gradient, const S* vec
   }
 }
 
-// vec, gradient, result, to_vec [n, 3, F]; weight, to_weight [F]; regular [3]; saved [n, 15].
+// The derivative of backward's results as vec and weight move along h_vec and h_weight, which is the gradient of
+// <h_vec, to_vec> + <h_weight, to_weight> with regard to vec and weight; with regard to `gradient` it is the derivative
+// of forward's result. What moves is marked d.
+template <class S>
+void second(int threads, int64_t n, int64_t F, const S* h_vec, const S* h_weight, const S* gradient, const S* vec,
+            const S* weight, const Saved* saved, S* to_gradient, S* to_vec, S* to_weight) {
+  const int64_t Fr = (F + W - 1) / W * W;
+  std::vector<double> parts(threads * F);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int thread = 0; thread < threads; thread++) {
+    double* part = &parts[thread * F];
+    std::vector<double> buffer(17 * Fr);
+    double *x = buffer.data(), *dx = x + 3 * Fr, *g = x + 6 * Fr, *p = x + 9 * Fr, *dp = x + 12 * Fr;
+    double *w = x + 15 * Fr, *dw = x + 16 * Fr;
+    for (int64_t f = 0; f < F; f++) w[f] = read(weight + f), dw[f] = read(h_weight + f);
+    for (int64_t atom = n * thread / threads; atom < n * (thread + 1) / threads; atom++) {
+      const Saved& own = saved[atom];
+      double mean_p[3], mean_dp[3];
+      for (int i = 0; i < 3; i++) {
+        const int64_t row = (3 * atom + i) * F;
+        for (int64_t f = 0; f < F; f++) {
+          x[i * Fr + f] = read(vec + row + f) - own.means[i], dx[i * Fr + f] = read(h_vec + row + f);
+          g[i * Fr + f] = read(gradient + row + f);
+          p[i * Fr + f] = g[i * Fr + f] * w[f], dp[i * Fr + f] = g[i * Fr + f] * dw[f];
+        }
+        const double mean = sum(dx + i * Fr, Fr) / F;
+        for (int64_t f = 0; f < F; f++) dx[i * Fr + f] -= mean;
+        mean_p[i] = sum(p + i * Fr, Fr) / F, mean_dp[i] = sum(dp + i * Fr, Fr) / F;
+      }
+      Matrix product, dproduct, more, dC, e, de, dc, root, droot, slope, dslope;
+      outer(dx, x, Fr, dC), outer(p, x, Fr, product), outer(dp, x, Fr, dproduct), outer(p, dx, Fr, more);
+      for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) dproduct[i][j] += more[i][j];
+      turn_both(own.vectors, dC, dc), turn_both(own.vectors, product, e), turn_both(own.vectors, dproduct, de);
+      double roots[3];
+      for (int k = 0; k < 3; k++) roots[k] = std::sqrt(own.values[k]);
+      Matrix middle, dmiddle, dmiddle_root;
+      for (int k = 0; k < 3; k++)
+        for (int l = 0; l < 3; l++) {
+          const double first = loewner(roots[k], roots[l]);
+          dmiddle_root[k][l] = first * dc[k][l] / F, middle[k][l] = first * e[k][l] / F;
+          dmiddle[k][l] = first * de[k][l] / F;
+          for (int m = 0; m < 3; m++)
+            dmiddle[k][l] += loewner(roots[k], roots[m], roots[l]) * (e[k][m] * dc[m][l] + dc[k][m] * e[m][l]) / F / F;
+        }
+      inverse_root(own, root), turn_back(own.vectors, dmiddle_root, droot);
+      turn_back(own.vectors, middle, slope), turn_back(own.vectors, dmiddle, dslope);
+      for (int i = 0; i < 3; i++) {
+        const int64_t row = (3 * atom + i) * F;
+        double mean = 0;
+        for (int j = 0; j < 3; j++) mean += droot[i][j] * mean_p[j] + root[i][j] * mean_dp[j];
+        for (int64_t f = 0; f < F; f++) {
+          double y = 0, dy = 0, to = -mean;
+          for (int j = 0; j < 3; j++) {
+            const int64_t at = j * Fr + f;
+            y += root[i][j] * x[at], dy += droot[i][j] * x[at] + root[i][j] * dx[at];
+            to += droot[i][j] * p[at] + root[i][j] * dp[at] + dslope[i][j] * x[at] + slope[i][j] * dx[at];
+          }
+          write(to_gradient + row + f, dy * w[f] + y * dw[f]), write(to_vec + row + f, to);
+          part[f] += g[i * Fr + f] * dy;
+        }
+      }
+    }
+  }
+  for (int64_t f = 0; f < F; f++) {
+    double total = 0;
+    for (int thread = 0; thread < threads; thread++) total += parts[thread * F + f];
+    write(to_weight + f, total);
+  }
+}
+
+// vec, gradient, result, to_vec, h_vec, to_gradient [n, 3, F]; weight, to_weight, h_weight [F]; regular [3]; saved [n, 15].
 extern "C" void whiten(const void* vec, const void* weight, const double* regular, void* result, Saved* saved, int64_t n,
                        int64_t F, int64_t bf16, int64_t threads) {
   if (bf16)
@@ -204,4 +285,16 @@ extern "C" void whiten_backward(const void* gradient, const void* vec, const voi
   else
     backward(threads, n, F, (const float*)gradient, (const float*)vec, (const float*)weight, saved, (float*)to_vec,
              (float*)to_weight);
+}
+
+extern "C" void whiten_second(const void* h_vec, const void* h_weight, const void* gradient, const void* vec,
+                              const void* weight, const Saved* saved, void* to_gradient, void* to_vec, void* to_weight,
+                              int64_t n, int64_t F, int64_t bf16, int64_t threads) {
+  if (bf16)
+    second(threads, n, F, (const uint16_t*)h_vec, (const uint16_t*)h_weight, (const uint16_t*)gradient,
+           (const uint16_t*)vec, (const uint16_t*)weight, saved, (uint16_t*)to_gradient, (uint16_t*)to_vec,
+           (uint16_t*)to_weight);
+  else
+    second(threads, n, F, (const float*)h_vec, (const float*)h_weight, (const float*)gradient, (const float*)vec,
+           (const float*)weight, saved, (float*)to_gradient, (float*)to_vec, (float*)to_weight);
 }

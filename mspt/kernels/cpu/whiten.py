@@ -5,12 +5,16 @@ import torch
 from mspt.kernels import reference
 from mspt.kernels.cpu import build
 from mspt.kernels.operators import LIBRARY
-from mspt.kernels.second import register_second
 
 LIBRARY.define("whiten(Tensor vec, Tensor weight, float[] regular) -> (Tensor result, Tensor saved)")
 LIBRARY.define(
     "whiten_backward(Tensor gradient, Tensor vec, Tensor weight, Tensor saved, float[] regular) "
     "-> (Tensor to_vec, Tensor to_weight)"
+)
+# h_*: gradients that meet the two results above.
+LIBRARY.define(
+    "whiten_second(Tensor h_vec, Tensor h_weight, Tensor gradient, Tensor vec, Tensor weight, Tensor saved) "
+    "-> (Tensor to_gradient, Tensor to_vec, Tensor to_weight)"
 )
 
 
@@ -48,6 +52,14 @@ def _backward(gradient, vec, weight, saved, regular):
     return results
 
 
+@torch.library.impl(LIBRARY, "whiten_second", "CPU")
+def _second(h_vec, h_weight, gradient, vec, weight, saved):
+    tensors = [tensor.contiguous() for tensor in (h_vec, h_weight, gradient, vec, weight, saved)]
+    results = [torch.empty_like(tensors[at]) for at in (2, 3, 4)]
+    _call("whiten_second", (*tensors, *results), vec)
+    return tuple(results)
+
+
 @torch.library.register_fake("mspt::whiten", lib=LIBRARY)
 def _fake_forward(vec, weight, regular):
     return _empty(vec)
@@ -59,6 +71,11 @@ def _fake_backward(gradient, vec, weight, saved, regular):
     return torch.empty_like(vec, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous)
 
 
+@torch.library.register_fake("mspt::whiten_second", lib=LIBRARY)
+def _fake_second(h_vec, h_weight, *given):
+    return tuple(torch.empty_like(given[at], memory_format=torch.contiguous_format) for at in range(3))
+
+
 def _setup(ctx, inputs, output):
     vec, weight, ctx.regular = inputs
     ctx.save_for_backward(vec, weight, output[1])
@@ -68,7 +85,16 @@ def _differentiate(ctx, gradient, _):
     return *torch.ops.mspt.whiten_backward(gradient, *ctx.saved_tensors, ctx.regular), None
 
 
+def _setup_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:-1])
+
+
+def _differentiate_backward(ctx, h_vec, h_weight):
+    # What is saved of the forward pass is known by vec: it has no gradient of its own.
+    return *torch.ops.mspt.whiten_second(h_vec, h_weight, *ctx.saved_tensors), None, None
+
+
 torch.library.register_autograd("mspt::whiten", _differentiate, setup_context=_setup, lib=LIBRARY)
-register_second(
-    "whiten_backward", lambda vec, weight, saved, regular: reference.whiten(vec, weight, regular), results=1, tensors=2
+torch.library.register_autograd(
+    "mspt::whiten_backward", _differentiate_backward, setup_context=_setup_backward, lib=LIBRARY
 )
