@@ -178,6 +178,24 @@ def test_operators_are_what_they_declare(name):
     n = len(qkv)
     update = [torch.randn(*shape, requires_grad=True) for shape in ((n, 4), (n, 3, 4), (n, 12), (n, 3, 12))]
     opcheck(torch.ops.mspt.update.default, update)
+    opcheck(torch.ops.mspt.update_backward.default, update)
+    fixed = [tensor.detach() for tensor in update]
+    opcheck(torch.ops.mspt.update_second.default, (*fixed[2:], *fixed))
+
+
+def test_update_of_turned_tensors():
+    """Inputs that lie in memory in another order."""
+    torch.manual_seed(0)
+    shapes = (6, 5), (6, 3, 5), (6, 15), (6, 3, 15)
+    plain = [torch.randn(shape).requires_grad_() for shape in shapes]
+    turned = [x.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for x in plain]
+    found = []
+    for leaves in (plain, turned):
+        outputs = kernels.update(*leaves)
+        first = torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves, create_graph=True)
+        found.append([*outputs, *first, *torch.autograd.grad(sum(x.square().sum() for x in first), leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_compiler_sees_the_operators():

@@ -21,7 +21,7 @@ struct Rows {
     if (half) for (int64_t f = 0; f < count; f++) ((uint16_t*)to)[at + f] = to_bf16(row[f]);
   }
   static float* scratch(int64_t count, int number) {
-    static thread_local std::vector<float> rows[8];
+    static thread_local std::vector<float> rows[10];
     if ((int64_t)rows[number].size() < count) rows[number].resize(count);
     return rows[number].data();
   }
@@ -54,6 +54,25 @@ void backward_row(const float* __restrict g_x, const float* __restrict g_vec, co
     }
 }
 
+// Of h_o and h_u that meet the gradients of backward_row: the gradients to g_x, g_vec, o and u.
+void second_row(const float* __restrict h_o, const float* __restrict h_u, const float* __restrict g_x,
+                const float* __restrict g_vec, const float* __restrict o, const float* __restrict u, float* __restrict gg_x,
+                float* __restrict gg_vec, float* __restrict g_o, float* __restrict g_u, int64_t F) {
+  for (int64_t f = 0; f < F; f++) {
+    float dot = 0, cross = 0, along = 0;
+    for (int c = 0; c < 3; c++) {
+      int64_t u1 = 3 * c * F + f, u2 = u1 + F, u3 = u2 + F, v = c * F + f;
+      dot += u[u1] * u[u2], cross += h_u[u1] * u[u2] + h_u[u2] * u[u1], along += h_u[u3] * g_vec[v];
+      gg_vec[v] = h_o[f] * u[u3] + h_u[u3] * o[f];
+      g_u[u1] = g_x[f] * (h_o[F + f] * u[u2] + o[F + f] * h_u[u2]);
+      g_u[u2] = g_x[f] * (h_o[F + f] * u[u1] + o[F + f] * h_u[u1]);
+      g_u[u3] = h_o[f] * g_vec[v];
+    }
+    gg_x[f] = h_o[2 * F + f] + h_o[F + f] * dot + o[F + f] * cross;
+    g_o[f] = along, g_o[F + f] = g_x[f] * cross, g_o[2 * F + f] = 0;
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -83,6 +102,24 @@ void update_backward(const void* g_x, const void* g_vec, const void* o, const vo
                  rows.open(u, i * 9 * F, 9 * F, 1), to_o, to_u, F);
     rows.close(g_o, i * 3 * F, 3 * F, to_o);
     rows.close(g_u, i * 9 * F, 9 * F, to_u);
+  }
+}
+// h_o [n, 3F] and h_u [n, 3, 3F], which meet the gradients of o and u -> gradients to g_x, g_vec, o and u.
+void update_second(const void* h_o, const void* h_u, const void* g_x, const void* g_vec, const void* o, const void* u, void* gg_x,
+                   void* gg_vec, void* g_o, void* g_u, int64_t n, int64_t F, int64_t half, int64_t threads) {
+  Rows rows{half != 0};
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < n; i++) {
+    size_t one = i * F, three = i * 3 * F, nine = i * 9 * F;
+    float *to_x = rows.target(gg_x, one, F, 6), *to_vec = rows.target(gg_vec, three, 3 * F, 7);
+    float *to_o = rows.target(g_o, three, 3 * F, 8), *to_u = rows.target(g_u, nine, 9 * F, 9);
+    second_row(rows.open(h_o, three, 3 * F, 0), rows.open(h_u, nine, 9 * F, 1), rows.open(g_x, one, F, 2),
+               rows.open(g_vec, three, 3 * F, 3), rows.open(o, three, 3 * F, 4), rows.open(u, nine, 9 * F, 5), to_x, to_vec,
+               to_o, to_u, F);
+    rows.close(gg_x, one, F, to_x);
+    rows.close(gg_vec, three, 3 * F, to_vec);
+    rows.close(g_o, three, 3 * F, to_o);
+    rows.close(g_u, nine, 9 * F, to_u);
   }
 }
 }
