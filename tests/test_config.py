@@ -53,8 +53,9 @@ def test_published_constants_of_fine_tuning():
         assert (loaded.data.split.train, loaded.data.split.validation) == parts
         schedule = loaded.schedule
         assert (schedule.kind, schedule.peak, schedule.warmup, schedule.final) == ("cosine", peak, warmup, 1e-7)
-        assert (loaded.objectives.coord.weight, loaded.objectives.coord.sigma) == (0.1, 0.005)
         assert (loaded.engine.weight_decay, loaded.engine.precision) == (0.0, "fp32")
+    assert (qm9.objectives.coord.weight, qm9.objectives.coord.sigma) == (0.1, 0.005)
+    assert md17.objectives.coord is None  # published with the same noise, which forces are the worse for
     assert (qm9.objectives.property.loss, qm9.objectives.property.readout) == ("mse", "scalar")
     assert (md17.objectives.forces.energy_weight, md17.objectives.forces.force_weight) == (0.2, 0.8)
 
