@@ -46,10 +46,9 @@ void broaden(const float* positions, const float* strengths, const int64_t* ptr,
         // Points left of the centre, of which the grid has so many, and those that the band reaches.
         const int64_t left = place <= 0 ? 0 : place >= count ? count : (int64_t)std::ceil(place);
         const double below = centre - (start + step * (left - 1)), above = start + step * left - centre;
-        const int64_t down = below > reach ? 0 : (int64_t)((reach - below) / step) + 1;
-        const int64_t up = above > reach ? 0 : (int64_t)((reach - above) / step) + 1;
-        outwards(below, step, a, strength, own + left - 1, down < left ? down : left, -1);
-        outwards(above, step, a, strength, own + left, up < count - left ? up : count - left, 1);
+        const double down = below > reach ? 0 : (reach - below) / step + 1, up = above > reach ? 0 : (reach - above) / step + 1;
+        outwards(below, step, a, strength, own + left - 1, std::fmin(down, left), -1);
+        outwards(above, step, a, strength, own + left, std::fmin(up, count - left), 1);
       }
     }
   }

@@ -85,9 +85,8 @@ def _library():
 def _broaden_compiled(positions, strengths, ptr, grid, gaussian, shift, width):
     """broaden.cpp."""
     x, result = grid.points(dtype=torch.float32), torch.empty(len(ptr) - 1, grid.length)
-    given = [
-        None if tensor is None else tensor.contiguous() for tensor in (positions, strengths.float(), ptr, shift, width)
-    ]
+    floats = [None if each is None else each.float().contiguous() for each in (positions, strengths, shift, width)]
+    given = (*floats[:2], ptr.contiguous(), *floats[2:])
     numbers = (len(ptr) - 1, grid.length, gaussian, torch.get_num_threads())
     _library().broaden(
         *map(native.pointer, (*given, x, result)),

@@ -85,8 +85,9 @@ def test_float32_in_cpp_is_the_loop(counts, line_shape, seed, augmented):
     """Lines on the grid, at its ends and beyond them, some far."""
     generator = torch.Generator().manual_seed(seed)
     positions, strengths, ptr = lines(counts, seed, torch.float32)
-    far = torch.randint(4, positions.shape, generator=generator)
+    far = torch.randint(5, positions.shape, generator=generator)
     positions = torch.where(far == 3, 10 * (positions - 540) + 540, positions).round(decimals=1)
+    positions = torch.where(far == 4, 1e25 * (positions - 540), positions)
     shift = width_scale = None
     if augmented:
         shift = 20 * torch.rand(len(counts), generator=generator) - 10

@@ -208,9 +208,7 @@ class Block(nn.Module):
         sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
         maps = [maps[0](basis.spherical) for maps in (self.angles, self.torsions)]
         weights = self.angles[1](), self.torsions[1]()
-        heard = kernels.triplet_messages(
-            sent, basis.harmonics, *maps, *weights, basis.begin, basis.outgoing, graph.ptr
-        )  # fmt: skip
+        heard = kernels.triplet_messages(sent, basis.harmonics, *maps, *weights, basis.begin, basis.outgoing, graph.ptr)
         message = silu(self.own(x)) + silu(self.up(heard))
         return self.after(silu(self.combine(self.before(message))) + x)
 
