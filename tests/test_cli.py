@@ -109,7 +109,8 @@ def test_ranks_that_do_not_divide_the_lanes(tmp_path):
         command(tmp_path / "run", 3, 2), env=environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
+    # The transport may warn of how the machine is called.
+    assert done.stderr.count("mspt: ") == 1 and "Traceback" not in done.stderr, done.stderr
     assert "data.lanes is 2, which 3 ranks do not divide" in done.stderr
 
 

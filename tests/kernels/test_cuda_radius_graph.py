@@ -25,7 +25,7 @@ def missing(find):
     return ""
 
 
-@pytest.mark.skipif(missing(compiler) != "", reason=missing(compiler) or "nvcc is there")
+@pytest.mark.skipif(missing(build.compiler) != "", reason=missing(build.compiler) or "nvcc is there")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_kernels_fit(architecture, tmp_path):
     library = tmp_path / "radius_graph.so"
