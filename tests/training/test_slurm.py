@@ -62,4 +62,9 @@ def test_two_tasks_add_up():
         )
         for rank in range(2)
     ]
-    assert [task.communicate(timeout=300)[0].strip() for task in tasks] == ["2 3", "2 3"]
+    try:
+        assert [task.communicate(timeout=300)[0].strip() for task in tasks] == ["2 3", "2 3"]
+    finally:
+        for task in tasks:  # whoever is left would hold the port
+            task.kill()
+            task.wait()
