@@ -90,7 +90,7 @@ def build(source, out, settings, command, processes=1, part=None, strict=False):
         work=work,
         split=split.Split(split.parse(settings.split) if settings.split else {}, settings.split_by),
         block=settings.block,
-        exclude=frozenset(_lines(settings.exclude)),
+        exclude=excluded(settings.exclude),
         inchikey=settings.inchikey,
         strict=strict,
     )
@@ -123,12 +123,12 @@ def _part(text):
     return int(found[1]), int(found[2])
 
 
-def _lines(path):
-    """The lines of a text file that are not empty."""
+def excluded(path):
+    """The keys of a file with one on each line; none where there is no file. Raises UserError."""
     if path is None:
-        return []
+        return frozenset()
     try:
-        return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        return frozenset(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give --exclude a file with a key on each line") from error
 

@@ -24,6 +24,7 @@ import numpy as np
 from mspt.chemistry.spectra import SPECTRA
 from mspt.data.schema import Lines, Record, RejectedRecord
 from mspt.errors import UserError
+from shards.build import excluded
 from shards.molecules import embed
 from shards.source import Source
 from shards.sources import qm9
@@ -145,15 +146,15 @@ def _cut_torn_line(path):
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def run(molecules, out, processes, spectra=SPECTRA):
-    """Compute the spectra of what is not in out/results.jsonl or out/rejects.jsonl yet."""
+def run(molecules, out, processes, spectra=SPECTRA, exclude=frozenset()):
+    """Compute the spectra of what is not in out/results.jsonl or out/rejects.jsonl yet. exclude: keys left out."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{name}.jsonl" for name in ("results", "rejects")]
     for file in files:
         _cut_torn_line(file)
     known = {row["key"] for file in files for _, row in placed_rows(file)}
-    todo = [m for m in molecules if (m[0] if isinstance(m, tuple) else m.key) not in known]
+    todo = [m for m in molecules if (m[0] if isinstance(m, tuple) else m.key) not in known | exclude]
     print(f"{len(known)} molecules done, {len(todo)} to do, {processes} processes", flush=True)
     # Threads inside a molecule would fight with the processes over the cores.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -256,14 +257,20 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--spectra", default=",".join(SPECTRA), help="which ones, such as ir,raman (default: all)")
+    parser.add_argument("--exclude", type=Path, metavar="FILE", help="keys to leave out, one a line")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
     spectra = options.spectra.split(",")
     if unknown := set(spectra) - set(SPECTRA):
         raise SystemExit(f"--spectra {options.spectra}: {', '.join(sorted(unknown))} is none of {', '.join(SPECTRA)}")
+    try:
+        exclude = excluded(options.exclude)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
     molecules = list(source)
-    run(qm9.choose(molecules, options.count or len(molecules), options.seed), options.out, options.processes, spectra)
+    chosen = qm9.choose(molecules, options.count or len(molecules), options.seed)
+    run(chosen, options.out, options.processes, spectra, exclude)
 
 
 if __name__ == "__main__":

@@ -154,9 +154,11 @@ def test_a_folder_of_results(finished):
 
 
 def test_only_the_spectra_asked_for(finished, tmp_path):
-    smiles_file, out = tmp_path / "water.smi", tmp_path / "out"
-    smiles_file.write_text("O water\n")
-    computed.main(["--molecules", str(smiles_file), "--out", str(out), "--processes", "1", "--spectra", "ir,raman"])
+    smiles_file, out, had = tmp_path / "water.smi", tmp_path / "out", tmp_path / "had.txt"
+    smiles_file.write_text("N ammonia\nO water\n")
+    had.write_text("ammonia\n")
+    words = ["--molecules", str(smiles_file), "--out", str(out), "--processes", "1", "--spectra", "ir,raman"]
+    computed.main([*words, "--exclude", str(had)])
     source = computed.open(argparse.Namespace(folder=out))
     ((water,), refused) = read(source, size=2)
     assert refused == []
@@ -170,6 +172,10 @@ def test_only_the_spectra_asked_for(finished, tmp_path):
 def test_a_spectrum_that_cannot_be_computed_is_refused(smiles_file, tmp_path):
     with pytest.raises(SystemExit, match="nmr is none of uv_vis, ir, raman"):
         computed.main(["--molecules", str(smiles_file), "--out", str(tmp_path), "--spectra", "ir,nmr"])
+    with pytest.raises(
+        SystemExit, match=r"nowhere.txt: cannot be read .* give --exclude a file with a key on each line"
+    ):
+        computed.main(["--molecules", str(smiles_file), "--out", str(tmp_path), "--exclude", "nowhere.txt"])
 
 
 def test_a_torn_last_line_is_computed_again(finished, smiles_file, tmp_path, capsys):
