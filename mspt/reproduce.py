@@ -159,8 +159,12 @@ class Plan:
         self.seeds = self._chosen("seeds", self.scale.seeds, only)
         self.names = {name: read(Row, self._row_file(name)).name for name in self.table.rows}
         self.cells = [cell for row in self.rows for cell in self._cells(row)]
-        # What is said of the table is said of all of it, whichever part is run.
-        self.whole = Plan(table, scale, data, out, {}) if any(only.values()) else self
+        self._made_of, self._partly = (table, scale, data, out), any(only.values())
+
+    @functools.cached_property
+    def whole(self):
+        """The Plan of all of the table: what is said of it is said of all, whichever part is run."""
+        return Plan(*self._made_of, {}) if self._partly else self
 
     def _row_file(self, name):
         return self.path.with_suffix("") / f"{name}.yaml"

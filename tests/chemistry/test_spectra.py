@@ -12,7 +12,7 @@ from mspt.chemistry import spectra
 from mspt.chemistry.spectra import GRIDS, LINE_SHAPES, SPECTRA, Grid, LineShape, broaden
 from mspt.data.opening import open_set, sequential
 from mspt.data.packing import Budget
-from tests.kernels.cpu_levels import LEVELS
+from tests.kernels.cpu_levels import LEVELS, threads
 
 BUNDLED = Path(__file__).parents[2] / "shards/bundled/qm9-spectra/heldout"
 LORENTZIAN = LineShape(shape="lorentzian", width=10.0)
@@ -121,13 +121,10 @@ def test_cpp_and_pytorch_agree(name, level):
             positions.to(dtype), strengths.to(dtype), ptr, GRIDS[name], name == "uv_vis", None, widths
         )
 
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    found = []
+    for count in (1, 3):
+        with threads(count):
             found.append(broaden(*given_lines))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(*found)
     exact = plain(torch.float64)
     assert (found[0].double() - exact).norm() < 1e-6 * exact.norm()

@@ -1,5 +1,7 @@
 """What tests of the C++ kernels share: the instruction sets to run them at, and comparison with float64."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -18,6 +20,17 @@ def level(request, monkeypatch):
     build.load.cache_clear()
     yield request.param
     build.load.cache_clear()
+
+
+@contextmanager
+def threads(count):
+    """Within the context, torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def poison(shape):

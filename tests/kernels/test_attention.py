@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_levels import level  # noqa: F401
+from cpu_levels import level, threads  # noqa: F401
 from torch.library import opcheck
 
 from mspt import kernels
@@ -120,19 +120,16 @@ def test_results_do_not_depend_on_what_memory_held():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads(threads):
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_threads(count):
     """More threads than heads share out the tiles; equal calls give equal bits."""
-    case, before = Case(**CASES["few neighbours"]), torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    case = Case(**CASES["few neighbours"])
+    with threads(count):
         compare(case, torch.float32, 1e-5, second=True)
         with kernels.use("cpu"):
             runs = [case.everything(case.leaves(torch.float32, torch.float32)) for _ in range(2)]
         for one, other in zip(*runs, strict=True):
             assert torch.equal(one, other)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_not_a_number_stays_one():

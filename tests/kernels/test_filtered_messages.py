@@ -3,7 +3,7 @@
 import pytest
 import torch
 from agreement import TOLERANCE, error, molecules
-from cpu_levels import level, poison  # noqa: F401
+from cpu_levels import level, poison, threads  # noqa: F401
 from torch.library import opcheck
 
 from mspt import kernels
@@ -63,16 +63,12 @@ def everything(inputs, graph):
     return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(x) for x in outputs])]
 
 
-@pytest.mark.parametrize("threads", [1, 3, 16])
-def test_any_number_of_threads(threads):
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_any_number_of_threads(count):
     inputs, graph = case(*CASES["published width"])
-    before = torch.get_num_threads()
     expected = everything(inputs, graph)
-    try:
-        torch.set_num_threads(threads)
+    with threads(count):
         found, again = everything(inputs, graph), everything(inputs, graph)
-    finally:
-        torch.set_num_threads(before)
     for one, other, truth in zip(found, again, expected, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, truth, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from agreement import TOLERANCE, error, molecules
-from cpu_levels import level, poison  # noqa: F401
+from cpu_levels import level, poison, threads  # noqa: F401
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
@@ -82,16 +82,12 @@ def everything(tensors, rest, frozen=()):
     return [output, *torch.autograd.grad(output, wanted, torch.ones_like(output))]
 
 
-@pytest.mark.parametrize("threads", [1, 3, 16])
-def test_any_number_of_threads(threads):
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_any_number_of_threads(count):
     tensors, rest = case(*CASES["published widths"])
-    before = torch.get_num_threads()
     expected = everything(tensors, rest)
-    try:
-        torch.set_num_threads(threads)
+    with threads(count):
         found, again = everything(tensors, rest), everything(tensors, rest)
-    finally:
-        torch.set_num_threads(before)
     for one, other, truth in zip(found, again, expected, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, truth, rtol=1e-4, atol=1e-4)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_levels import assert_close, level, poison  # noqa: F401
+from cpu_levels import assert_close, level, poison, threads  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,13 +136,10 @@ def test_second_derivative_agrees_with_float64_at_every_level(level, dtype):  # 
 def test_second_derivative_by_any_number_of_threads():
     parts, gradient = inputs(50, 64)
     heads = [torch.randn(part.shape) for part in parts]
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3, 3, 60):
-            torch.set_num_threads(threads)
+    found = []
+    for count in (1, 3, 3, 60):
+        with threads(count):
             found.append(second(whiten, parts, gradient, heads))
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(found[1], found[2], strict=True))
     for other in found[1:]:
         for one, two in zip(other, found[0], strict=True):

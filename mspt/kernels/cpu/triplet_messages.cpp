@@ -15,7 +15,7 @@ constexpr int B = 8;
 using Eight = Vec<B>;
 
 struct Shape {
-  int64_t edges, channels, degrees, basis;
+  int64_t degrees, basis;
   int64_t functions() const { return degrees * degrees; }
 };
 
@@ -108,7 +108,7 @@ void triplet_messages_forward(const float* sent, const float* harmonics, const f
                               const float* angle_weight, const float* torsion_weight, const int64_t* begin,
                               const int64_t* outgoing, const int64_t* ptr, float* heard, int64_t n, int64_t e, int64_t C,
                               int64_t degrees, int64_t basis, int64_t threads) {
-  const Shape s{e, C, degrees, basis};
+  const Shape s{degrees, basis};
   const std::vector<float> wa = turned(angle_weight, C, basis), wb = turned(torsion_weight, C, basis);
   memset(heard, 0, e * C * sizeof(float));
 #pragma omp parallel num_threads(threads)
@@ -137,7 +137,7 @@ void triplet_messages_backward(const float* g_heard, const float* sent, const fl
                                float* g_harmonics, float* g_angle_map, float* g_torsion_map, float* g_angle_weight,
                                float* g_torsion_weight, int64_t n, int64_t e, int64_t C, int64_t degrees, int64_t basis,
                                int64_t moving, int64_t threads) {
-  const Shape s{e, C, degrees, basis};
+  const Shape s{degrees, basis};
   const int64_t Q = s.functions();
   const std::vector<float> wa = turned(angle_weight, C, basis), wb = turned(torsion_weight, C, basis);
   std::vector<Eight> angle_rows(C), torsion_rows(C), totals(threads * 2 * C, all<B>(0));

@@ -104,6 +104,7 @@ void update_backward(const void* g_x, const void* g_vec, const void* o, const vo
     rows.close(g_u, i * 9 * F, 9 * F, to_u);
   }
 }
+
 // h_o [n, 3F] and h_u [n, 3, 3F], which meet the gradients of o and u -> gradients to g_x, g_vec, o and u.
 void update_second(const void* h_o, const void* h_u, const void* g_x, const void* g_vec, const void* o, const void* u, void* gg_x,
                    void* gg_vec, void* g_o, void* g_u, int64_t n, int64_t F, int64_t half, int64_t threads) {

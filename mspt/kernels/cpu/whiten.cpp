@@ -109,6 +109,15 @@ static void inverse_root(const Saved& saved, Matrix result) {
   turn_back(saved.vectors, middle, result);
 }
 
+// Sums over channels, one of each thread, added in the threads' order.
+template <class S> void add_parts(const std::vector<double>& parts, int threads, int64_t F, S* result) {
+  for (int64_t f = 0; f < F; f++) {
+    double total = 0;
+    for (int thread = 0; thread < threads; thread++) total += parts[thread * F + f];
+    write(result + f, total);
+  }
+}
+
 template <class S>
 void forward(int threads, int64_t n, int64_t F, const S* vec, const S* weight, const double* regular, S* result,
              Saved* saved) {
@@ -190,11 +199,7 @@ void backward(int threads, int64_t n, int64_t F, const S* gradient, const S* vec
       }
     }
   }
-  for (int64_t f = 0; f < F; f++) {
-    double total = 0;
-    for (int thread = 0; thread < threads; thread++) total += parts[thread * F + f];
-    write(to_weight + f, total);
-  }
+  add_parts(parts, threads, F, to_weight);
 }
 
 // The derivative of backward's results as vec and weight move along h_vec and h_weight, which is the gradient of
@@ -261,11 +266,7 @@ void second(int threads, int64_t n, int64_t F, const S* h_vec, const S* h_weight
       }
     }
   }
-  for (int64_t f = 0; f < F; f++) {
-    double total = 0;
-    for (int thread = 0; thread < threads; thread++) total += parts[thread * F + f];
-    write(to_weight + f, total);
-  }
+  add_parts(parts, threads, F, to_weight);
 }
 
 // vec, gradient, result, to_vec, h_vec, to_gradient [n, 3, F]; weight, to_weight, h_weight [F]; regular [3]; saved [n, 15].
