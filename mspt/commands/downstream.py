@@ -40,7 +40,7 @@ def retrieve(options):
     run.objective("contrast", "retrieval")
     molecules, network = open_set(options.data), run.module.network
     query = identification.read(options.query or [])
-    subsets = [] if query else options.spectra
+    subsets = [] if query else options.spectra or [subset("all")]
     library = retrieval.read(network, molecules, subsets, run.data, run.device)
     if query:
         spectra = query if options.calibrated else identification.scaled(query, library)
@@ -144,7 +144,6 @@ def _add_retrieve(commands):
         "--spectra",
         nargs="+",
         type=subset,
-        default=[subset("all")],
         metavar="NAMES",
         help="what of a molecule's spectra is seen, such as: all ir ir,raman (default: all)",
     )

@@ -385,12 +385,20 @@ def _parameter_groups(module, weight_decay):
 
 
 def _deepspeed():
-    """Import DeepSpeed, quiet and without the shared-memory extension that it would compile for a minute."""
+    """Import DeepSpeed, quiet and without what costs time: the shared-memory extension that it would compile for a
+    minute, and the compiler that its Muon, an optimiser which it looks for at every start, would load for seconds.
+    """
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
     from deepspeed.utils import logger
 
+    published, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer
+    finally:
+        compiler.compile = published
     logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
