@@ -6,7 +6,7 @@ import platform
 import torch
 
 from mspt import __version__, kernels
-from mspt.training import figures, metrics
+from mspt.training import metrics
 
 
 def summarise(config, train, evaluation, process):
@@ -37,13 +37,19 @@ def summarise(config, train, evaluation, process):
     }
 
 
-def pictures(run_dir, evaluation):
-    """name -> Figure of what there is to show."""
+def draw(run_dir, evaluation):
+    """Save pictures of what there is to show -> the Figures by name."""
+    # Not above: matplotlib takes most of a second to load, and one rank alone draws.
+    from mspt.data import plot
+    from mspt.training import figures
+
     result = {"losses": figures.losses(metrics.read(run_dir))}
     if evaluation and evaluation.examples:
         result["reconstructions"] = figures.reconstructions(evaluation.examples)
     if evaluation and evaluation.ranks is not None:
         result["retrieval"] = figures.retrieval(evaluation.ranks, evaluation.similarities)
+    for name, figure in result.items():
+        plot.save(figure, run_dir / "figures" / f"{name}.png")
     return result
 
 

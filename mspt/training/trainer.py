@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
-from mspt.data import keyed, plot
+from mspt.data import keyed
 from mspt.data.keyed import Keyed
 from mspt.data.stream import Stream
 from mspt.downstream import predictor
@@ -361,8 +361,7 @@ class Trainer:
         if supervised:
             summary |= {"errors": errors, "validation": self.validation.state}
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for name, figure in report.pictures(self.dir, evaluation).items():
-            plot.save(figure, self.dir / "figures" / f"{name}.png")
+        for name, figure in report.draw(self.dir, evaluation).items():
             self.metrics.figure(self.done, name, figure)
         return summary
 
