@@ -34,10 +34,12 @@ class Metrics:
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, step)
 
-    def figure(self, step, name, figure):
-        """Log a matplotlib Figure."""
+    def picture(self, step, name, path):
+        """Log a PNG file."""
         if self.writer is not None:
-            self.writer.add_figure(name, figure, step, close=False)
+            from matplotlib.image import imread  # where pictures are made, matplotlib is loaded already
+
+            self.writer.add_image(name, imread(path), step, dataformats="HWC")
 
     def close(self):
         if self.writer is not None:

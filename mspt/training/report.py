@@ -38,7 +38,7 @@ def summarise(config, train, evaluation, process):
 
 
 def draw(run_dir, evaluation):
-    """Save pictures of what there is to show -> the Figures by name."""
+    """Save pictures of what there is to show -> their paths by name."""
     # Not above: matplotlib takes most of a second to load, and one rank alone draws.
     from mspt.data import plot
     from mspt.training import figures
@@ -48,9 +48,10 @@ def draw(run_dir, evaluation):
         result["reconstructions"] = figures.reconstructions(evaluation.examples)
     if evaluation and evaluation.ranks is not None:
         result["retrieval"] = figures.retrieval(evaluation.ranks, evaluation.similarities)
+    paths = {name: run_dir / "figures" / f"{name}.png" for name in result}
     for name, figure in result.items():
-        plot.save(figure, run_dir / "figures" / f"{name}.png")
-    return result
+        plot.save(figure, paths[name])
+    return paths
 
 
 def errors(reported):

@@ -361,8 +361,8 @@ class Trainer:
         if supervised:
             summary |= {"errors": errors, "validation": self.validation.state}
         write(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for name, figure in report.draw(self.dir, evaluation).items():
-            self.metrics.figure(self.done, name, figure)
+        for name, path in report.draw(self.dir, evaluation).items():
+            self.metrics.picture(self.done, name, path)
         return summary
 
     def _test(self):

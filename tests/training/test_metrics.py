@@ -1,10 +1,13 @@
 """A run's numbers on disk."""
 
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mspt.training import metrics
@@ -72,22 +75,24 @@ def test_what_is_not_finite_stays_valid_json(tmp_path):
     assert row["coord"] == 0.5
 
 
-def test_figures_reach_tensorboard(tmp_path):
+def test_pictures_reach_tensorboard(tmp_path):
     figure = Figure(figsize=(2, 1))
     figure.add_subplot().plot([0, 1], [1, 0])
+    figure.savefig(tmp_path / "losses.png", dpi=100)
     written = Metrics(tmp_path, enabled=True)
-    written.figure(5, "losses", figure)
+    written.picture(5, "losses", tmp_path / "losses.png")
     written.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     [image] = events.Images("losses")
     assert (image.step, image.width, image.height) == (5, 200, 100)
+    assert np.array_equal(imread(io.BytesIO(image.encoded_image_string)), imread(tmp_path / "losses.png"))
 
 
 def test_other_ranks_write_nothing(tmp_path):
     silent = Metrics(tmp_path / "run", enabled=False)
     silent.scalars(1, {"loss": 1.0})
-    silent.figure(1, "losses", Figure())
+    silent.picture(1, "losses", tmp_path / "losses.png")
     silent.close()
     assert not (tmp_path / "run").exists()
     assert metrics.read(tmp_path / "run") == []
