@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -57,17 +58,27 @@ def cache_folder():
 
 
 def cached(library, make):
-    """The shared library at this path, loaded; where it is not there yet, make(library) makes it. Raises NoCompiler."""
+    """The shared library at this path, loaded; where it is not there yet, or does not load, make(library) makes it.
+
+    Raises NoCompiler.
+    """
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{library}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not library.exists():
-                make(library)
+            if library.exists():
+                # A machine that went down may have left it torn; one of another kind may have made it.
+                with suppress(OSError):
+                    return ctypes.CDLL(str(library))
+            make(library)
     except OSError as error:
         message = f"{library.parent}: {error.strerror}; set MSPT_CACHE to a folder that can be written"
         raise NoCompiler(message) from error
-    return ctypes.CDLL(str(library))
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        message = f"{error}; set MSPT_CACHE to a folder from which programs may be run"
+        raise NoCompiler(message) from error
 
 
 def run(command):

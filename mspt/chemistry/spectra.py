@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from mspt import native
 from mspt.settings import Settings
@@ -43,7 +44,7 @@ class LineShape(Settings):
     """
 
     shape: Literal["lorentzian", "gaussian"]
-    width: float
+    width: float = Field(gt=0, allow_inf_nan=False)
 
 
 # IR and Raman: the 10 cm^-1 usual for computed gas-phase spectra. UV-Vis: σ 0.2 eV.

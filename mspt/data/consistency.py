@@ -35,6 +35,10 @@ class _Manifest(BaseModel):
     records: int = Field(gt=0)
     atoms: int = Field(gt=0)
     largest: int = Field(gt=0)
+    elements: dict
+    targets: list
+    spectra: dict
+    provenance: dict
     shards: list[_Shard] = Field(min_length=1)
     index_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 

@@ -38,7 +38,7 @@ struct Header {
     void need(char c) {
         if (!take(c)) failed = true;
     }
-    // A string as it is written, escapes and all: none of the names that are looked for has any.
+    // A string as it is written, escapes and all: so are the names that are looked for.
     const char *text(int64_t &length) {
         need('"');
         const char *start = at;

@@ -5,11 +5,14 @@ MSPT_KERNELS=reference, MoleculeBatch.from_blocks does the same in numpy.
 """
 
 import ctypes
+import json
 import logging
 import math
+import operator
 import sys
 import threading
 from functools import cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,6 @@ from mspt.data.sums import row_keys
 log = logging.getLogger("mspt")
 KEY_BYTES = 32  # room for a key; longer ones cost a second look
 NAN = int(np.float64(np.nan).view(np.int64))
-UNUSED = 3  # references to a buffer: of its list, of what looks at it, and of the question
 REQUIRED = "required"  # of a column that every block has
 
 
@@ -96,11 +98,13 @@ class Held:
         rules = _rules() | {f"targets/{name}": (["F64"], 1, "words", None) for name in self.targets}
         self.at = {name: index for index, name in enumerate(rules)}
         place = self.at | {None: -1, REQUIRED: -2}
-        self.names = np.frombuffer("".join(rules).encode(), np.uint8)
+        # As the header of a block writes them, which is JSON.
+        written = [json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in rules]
+        self.names = np.frombuffer(b"".join(written), np.uint8)
         self.rules = np.array(
             [
                 (sum(1 << list(blocks.TYPES).index(k) for k in kinds), width, place[like], place[together], len(name))
-                for name, (kinds, width, like, together) in rules.items()
+                for name, (kinds, width, like, together) in zip(written, rules.values(), strict=True)
             ]
         )
         every = [self.at[name] for name in ("ptr", "numbers", "positions", "keys_ptr", "keys", "words")]
@@ -173,6 +177,15 @@ class Held:
         return {name: array for name, array in block.items() if name not in dropped}
 
 
+def _references(buffers):
+    """How often each of a list of buffers is referred to, the list and what asks here included."""
+    return [sys.getrefcount(buffer) for buffer in buffers]
+
+
+# Of a buffer that nothing but the list holds; how many of those who ask count is for each version of Python to say.
+(UNUSED,) = _references([np.empty(0, np.uint8)])
+
+
 class _Recycled(threading.local):
     """A thread's large arrays, each used again once no tensor holds it any more.
 
@@ -185,13 +198,11 @@ class _Recycled(threading.local):
     def empty(self, shape, dtype):
         """A tensor whose values are not set."""
         size = math.prod(shape) * dtype.itemsize
-        own = next(
-            (buffer for buffer in self.buffers if len(buffer) >= size and sys.getrefcount(buffer) == UNUSED), None
-        )
+        free = [references == UNUSED for references in _references(self.buffers)]
+        own = next((buffer for buffer in compress(self.buffers, free) if len(buffer) >= size), None)
         if own is None:
             own = np.empty(size, np.uint8)
-            in_use = [buffer for buffer in self.buffers if sys.getrefcount(buffer) > UNUSED]
-            self.buffers = [*in_use, own]
+            self.buffers = [*compress(self.buffers, map(operator.not_, free)), own]
         return torch.frombuffer(own, dtype=dtype, count=math.prod(shape)).view(shape)
 
 

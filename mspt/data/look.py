@@ -45,7 +45,7 @@ def sets(folder):
 def open_one(folder):
     """Open a folder as one ShardSet. Raises UserError that names the sets where it holds several."""
     found = sets(folder)
-    if list(map(str, found)) != [str(folder)]:
+    if found not in ([folder], [Path(folder)]):
         raise UserError(f"{folder}: is no shard set but holds {', '.join(map(str, found))}; give one of them")
     return ShardSet.open(folder)
 

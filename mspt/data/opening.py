@@ -23,11 +23,13 @@ def open_set(folder):
     raise UserError(f"{folder}: no set of molecules there: it has neither {MANIFEST} nor zarr.json; build one first")
 
 
-def sequential(molecules, budget, targets=(), forces=False):
-    """stream.sequential of either kind; a ZarrSet's batches carry all targets and forces that it has."""
+def sequential(molecules, budget, targets=(), forces=False, on_bad_block="error"):
+    """stream.sequential of either kind; a ZarrSet's batches carry all targets and forces that it has, and what is
+    damaged in it is an error.
+    """
     if isinstance(molecules, ZarrSet):
         return molecules.sequential(budget)
-    return stream.sequential(molecules, budget, targets, forces)
+    return stream.sequential(molecules, budget, targets, forces, on_bad_block)
 
 
 def broadened(molecules, settings, device):
@@ -37,6 +39,6 @@ def broadened(molecules, settings, device):
     """
     budget = Budget(molecules=256, atoms=max(8192, molecules.manifest["largest"]))
     with tqdm(total=len(molecules), unit="molecule", disable=None) as bar:
-        for batch in sequential(molecules, budget):
+        for batch in sequential(molecules, budget, on_bad_block=settings.on_bad_block):
             yield batch.to(device).broadened(settings.line_shapes, settings.spectra)
             bar.update(len(batch.keys))

@@ -89,7 +89,9 @@ class Sequence:
         Blocks that hold no record are left out.
         """
         parts = [np.zeros((0, 4), np.int64)]
-        for number in range(begin // self.records, -(-end // self.records)):
+        # An empty stretch may lie within a block, or where many blocks of a selection begin that hold none of it.
+        passes = range(begin // self.records, -(-end // self.records)) if begin < end else ()
+        for number in passes:
             blocks, starts, _ = self._pass(number)
             low, high = max(begin - number * self.records, 0), min(end - number * self.records, self.records)
             first, last = np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high, side="left")

@@ -205,7 +205,8 @@ def overview(shardset):
         _mean_spectrum(upper.add_subplot(grid[1, 2 * place : 2 * place + 2]), name, np.concatenate(own), unit)
     for place, name in enumerate(names):
         parts = [batch.targets[name].numpy() for batch in batches if name in batch.targets]
-        _target(lower.add_subplot(rows, 6, place + 1), name, np.concatenate(parts), look.unit_of(shardset, name))
+        values = np.concatenate([np.zeros(0), *parts])
+        _target(lower.add_subplot(rows, 6, place + 1), name, values, look.unit_of(shardset, name))
     records = sum(len(batch.keys) for batch in batches)
     read = f"{len(numbers)} of {len(shardset.block_records)} blocks, {records:,} records"
     left_out = len(shardset.manifest["targets"]) - len(names)
@@ -260,8 +261,11 @@ def _mean_spectrum(axes, name, values, unit):
 
 def _target(axes, name, values, unit):
     values = values[np.isfinite(values)]
-    axes.hist(values, bins=30, color=BLUE)
     axes.set_title(name, fontsize=10, parse_math=False)
+    if not len(values):
+        _say(axes, "no values in what was read")
+        return
+    axes.hist(values, bins=30, color=BLUE)
     axes.set_xlabel(unit, fontsize=8, parse_math=False)
     axes.set_ylabel("records", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -36,7 +36,7 @@ class Part(Settings):
     """One shard set of a mixture. weight: its share of the records of an epoch, beside the other weights."""
 
     path: str
-    weight: float = Field(gt=0)
+    weight: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Split(Settings):
@@ -174,7 +174,7 @@ class Lane:
     def batches(self, start, stop):
         """Yield micro-batches start to stop; empty ones past the lane's end. Each block is read once."""
         held, where = Held(*self.labels), np.full(len(self.order.blocks), -1, np.int32)
-        self.lost = False
+        lost = False  # a block is damaged and left out
         begin, end = self.starts[[min(start, len(self)), min(stop, len(self))]]
         uses, first, last = self.order.pieces[begin:end], np.full(len(where), end), np.full(len(where), -1)
         # Of several values that numpy is given for one place, the last one stays.
@@ -191,64 +191,70 @@ class Lane:
                 continue
             low, high = self.starts[step], self.starts[step + 1]
             while opened < count and first[opened] < high:
-                where[opening[opened]] = self._read(held, opening[opened])
+                slot = _hold(held, *self._block(opening[opened]), self.settings.on_bad_block)
+                where[opening[opened]], lost = slot, lost or slot < 0
                 opened += 1
-            yield self._batch(held, where, slice(low, high))
+            yield self._batch(held, where, slice(low, high), lost)
             while closed < count and last[closed] < high:
                 if where[closing[closed]] >= 0:
                     held.drop(int(where[closing[closed]]))
                 closed += 1
 
-    def _read(self, held, piece):
-        """The slot of a piece's block, read into held; -1 where it is damaged and to be left out."""
-        try:
-            return _hold(held, *self._block(piece))
-        except BadBlock as error:
-            self._leave_out(error)
-            self.lost = True
-            return -1
-
     def _block(self, piece):
         """The ShardSet and the number in it of the block that a piece is of."""
         return self.shardsets[self.order.sets[piece]], int(self.order.blocks[piece])
 
-    def _leave_out(self, error):
-        """Say so of records that a BadBlock is about, or raise it where none may be left out."""
-        if self.settings.on_bad_block == "error":
-            raise error
-        log.warning("mspt: left out, as data.on_bad_block says: %s", error)
-
-    def _batch(self, held, where, own):
+    def _batch(self, held, where, own, lost):
         """A stretch of the lane's records, without those whose blocks or spectra are damaged."""
         pieces, rows, atoms = self.order.pieces[own], self.rows[own], self.atoms[own]
-        slots, missing = where[pieces], 0
-        if self.lost:
-            whole = slots >= 0
-            missing = len(slots) - int(whole.sum())
-            pieces, rows, atoms, slots = pieces[whole], rows[whole], atoms[whole], slots[whole]
-        batch = None
-        while batch is None:
-            try:
-                batch = held.batch(slots, rows, int(atoms.sum()))
-            except DamagedRows as error:
-                for piece in np.unique(pieces[error.rows]).tolist():
-                    shardset, number = self._block(piece)
-                    self._leave_out(shardset.bad(number, f"{error}, {np.sum(pieces[error.rows] == piece)} rows"))
-                missing += len(error.rows)
-                pieces, rows, atoms, slots = (np.delete(each, error.rows) for each in (pieces, rows, atoms, slots))
+        bad = self.settings.on_bad_block
+        batch, kept = _whole(held, where[pieces], rows, atoms, pieces, self._block, lost, bad)
+        missing = len(pieces) - len(batch.keys)
         if len(self.shardsets) > 1:
             # An epoch may pass over a small set several times: a record gets other noise each time.
-            records = keyed.mix(batch.records, torch.from_numpy(self.order.passes[pieces]))
+            records = keyed.mix(batch.records, torch.from_numpy(self.order.passes[pieces[kept]]))
             batch = replace(batch, records=records)
         return replace(batch, missing=missing) if missing else batch
 
 
-def _hold(held, shardset, number):
-    """Read a block -> its slot. Raises BadBlock."""
+def _hold(held, shardset, number, on_bad_block):
+    """Read a block -> its slot; -1 where it is damaged and to be left out. Raises BadBlock where it may not."""
     try:
-        return held.put(shardset.view(number), int(shardset.head[number]))
-    except DamagedBlock as error:
-        raise shardset.bad(number, str(error)) from error
+        try:
+            return held.put(shardset.view(number), int(shardset.head[number]))
+        except DamagedBlock as error:
+            raise shardset.bad(number, str(error)) from error
+    except BadBlock as error:
+        _leave_out(error, on_bad_block)
+        return -1
+
+
+def _leave_out(error, on_bad_block):
+    """Say so of records that a BadBlock is about, or raise it where none may be left out."""
+    if on_bad_block == "error":
+        raise error
+    log.warning("mspt: left out, as data.on_bad_block says: %s", error)
+
+
+def _whole(held, slots, rows, atoms, pieces, block_of, lost, on_bad_block):
+    """What is whole of the records at rows [m] of the blocks at slots [m], which have so many atoms [m].
+
+    lost: whether a slot is -1, that of a block that is left out. pieces [m]: by which block_of tells a record's
+    ShardSet and block. -> their MoleculeBatch, and what picks them out of the m. Raises BadBlock where none may be left
+    out.
+    """
+    kept = np.flatnonzero(slots >= 0) if lost else slice(None)
+    while True:
+        try:
+            return held.batch(slots[kept], rows[kept], int(atoms[kept].sum())), kept
+        except DamagedRows as error:
+            kept = np.arange(len(slots))[kept]
+            damaged = pieces[kept[error.rows]]
+            for piece in np.unique(damaged).tolist():
+                shardset, number = block_of(piece)
+                bad = shardset.bad(number, f"{error}, {np.sum(damaged == piece)} rows")
+                _leave_out(bad, on_bad_block)
+            kept = np.delete(kept, error.rows)
 
 
 def sequences(shardsets, budget, seed):
@@ -340,10 +346,10 @@ def _unwrap(served):
     return served
 
 
-def sequential(shardset, budget, targets=(), forces=False):
+def sequential(shardset, budget, targets=(), forces=False, on_bad_block="error"):
     """Yield all records of a set in the order in which they lie there, in micro-batches under budget.
 
-    targets: names of those that the batches carry; forces: whether they carry forces.
+    targets: names of those that the batches carry; forces: whether they carry forces. on_bad_block: of DataSettings.
     """
     packing.check(shardset.manifest["largest"], budget, shardset.folder)
     starts = packing.cut(shardset.atoms, budget).tolist()
@@ -352,13 +358,11 @@ def sequential(shardset, budget, targets=(), forces=False):
         number = np.arange(begin, end)
         block = np.searchsorted(shardset.first, number, side="right") - 1
         for done in [b for b in slots if b < block[0]]:
-            held.drop(slots.pop(done))
+            if (slot := slots.pop(done)) >= 0:
+                held.drop(slot)
         for b in np.unique(block).tolist():
             if b not in slots:
-                slots[b] = _hold(held, shardset, b)
+                slots[b] = _hold(held, shardset, b, on_bad_block)
         which = np.array([slots[b] for b in block.tolist()], np.int32)
-        atoms = int(shardset.atoms[begin:end].sum())
-        try:
-            yield held.batch(which, shardset.rows(number, block), atoms)
-        except DamagedRows as error:
-            raise shardset.bad(int(block[error.rows[0]]), str(error)) from error
+        rows, atoms = shardset.rows(number, block), shardset.atoms[begin:end]
+        yield _whole(held, which, rows, atoms, block, lambda b: (shardset, b), which.min() < 0, on_bad_block)[0]

@@ -52,7 +52,7 @@ class Forces(nn.Module):
 
     def fit(self, shardsets, settings):
         """Take the energy's statistics from the records to train on. Raises UserError where none has it."""
-        self.statistics.fit(shardsets, self.settings.target, self.settings.references)
+        self.statistics.fit(shardsets, self.settings.target, self.settings.references, settings.on_bad_block)
 
     def corrupt(self, model, batch, generator):
         """It sees what the others leave, and keeps the way from the energy back to the positions."""

@@ -68,7 +68,7 @@ class Property(nn.Module):
 
     def fit(self, shardsets, settings):
         """Take the target's statistics from the records to train on. Raises UserError where none has it."""
-        self.statistics.fit(shardsets, self.settings.target, self.settings.with_references)
+        self.statistics.fit(shardsets, self.settings.target, self.settings.with_references, settings.on_bad_block)
 
     def corrupt(self, model, batch, generator):
         """It sees what the others leave: the noisy structure, where noise regularises."""

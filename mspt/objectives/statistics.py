@@ -41,8 +41,8 @@ class Statistics(nn.Module):
         per_atom = self.references[batch.numbers]
         return self.mean + per_atom.new_zeros(len(batch.keys)).index_add(0, batch.molecule, per_atom)
 
-    def fit(self, shardsets, target, with_references):
-        """Take them from the records of shardsets that have the target.
+    def fit(self, shardsets, target, with_references, on_bad_block="error"):
+        """Take them from the records of shardsets that have the target. on_bad_block: of DataSettings.
 
         References are least squares over the counts of elements (of several solutions, which there are where counts
         depend on each other, the shortest). Raises UserError where no record has the target.
@@ -50,14 +50,14 @@ class Statistics(nn.Module):
         self.references.zero_()
         if with_references:
             normal, right = np.zeros((MAX_NUMBER + 1, MAX_NUMBER + 1)), np.zeros(MAX_NUMBER + 1)
-            for counts, values in _labelled(shardsets, target):
+            for counts, values in _labelled(shardsets, target, on_bad_block):
                 normal += counts.T @ counts
                 right += counts.T @ values
             there = np.flatnonzero(normal.diagonal())
             solution = np.linalg.lstsq(normal[np.ix_(there, there)], right[there], rcond=None)[0]
             self.references[there] = torch.from_numpy(solution)
         rest, largest = [np.zeros(0)], 0.0
-        for counts, values in _labelled(shardsets, target):
+        for counts, values in _labelled(shardsets, target, on_bad_block):
             rest.append(values - counts @ self.references.numpy())
             largest = max(largest, np.abs(values).max())
         rest = np.concatenate(rest)
@@ -73,11 +73,11 @@ class Statistics(nn.Module):
         self.deviation.fill_(deviation if deviation > 1e-10 * largest else 1.0)
 
 
-def _labelled(shardsets, target):
+def _labelled(shardsets, target, on_bad_block):
     """Yield counts of elements [k, Z] and values [k] of the records that have the target, float64."""
     for shardset in shardsets:
         budget = Budget(molecules=ATOMS, atoms=max(ATOMS, shardset.manifest["largest"]))
-        for batch in sequential(shardset, budget, targets=(target,)):
+        for batch in sequential(shardset, budget, (target,), on_bad_block=on_bad_block):
             values = batch.targets[target].numpy() if batch.targets else np.full(len(batch.keys), np.nan)
             known = np.isfinite(values)
             if known.any():

@@ -170,7 +170,7 @@ def share(shardset, data, device, records=None, labels=((), False)):
     """
     rank, world_size = rank_and_size()
     group, seen = [], 0
-    for batch in sequential(shardset, data.budget, *labels):
+    for batch in sequential(shardset, data.budget, *labels, data.on_bad_block):
         group.append(batch)
         seen += len(batch.keys)
         if len(group) == world_size:

@@ -120,6 +120,15 @@ def gathered(parts, chosen, **options):
     return batches
 
 
+def test_targets_of_any_name():
+    names = ("ΔE", 'a "b"', "c\\d", "homo")
+    part = [record(f"t-{i}", seed=i, targets={name: i + 0.1 * k for k, name in enumerate(names)}) for i in range(3)]
+    for batch in gathered([part], [(0, 2), (0, 0)], targets=names):
+        assert {name: values.tolist() for name, values in batch.targets.items()} == {
+            name: [part[2].targets[name], part[0].targets[name]] for name in names
+        }
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
 def test_compiled_and_numpy_put_the_same_batch_together(sizes, data):

@@ -43,6 +43,14 @@ def everything(tmp_path_factory):
     return ShardSet.open(folder), records
 
 
+def test_a_path_as_a_shell_completes_it(monkeypatch):
+    monkeypatch.chdir(BUNDLED)
+    for path in ("heldout/", "./heldout", BUNDLED / "heldout"):
+        assert len(look.open_one(path)) == len(ShardSet.open(BUNDLED / "heldout"))
+    with pytest.raises(UserError, match=r"is no shard set but holds .*heldout.*train; give one of them"):
+        look.open_one(f"{BUNDLED}/")
+
+
 def lorentzian(spectrum, grid, width):
     x = grid.start + grid.step * np.arange(grid.length)
     distances = x[:, None] - spectrum.positions.astype(float)

@@ -52,6 +52,18 @@ def test_three_parts_with_exact_counts(folder):
         assert part.manifest["records"] == len(records) and part.manifest["largest"] == max(part.atoms)
 
 
+@pytest.mark.parametrize("limit", [1, 3, 5])
+def test_fewer_records_than_lanes(folder, limit):
+    """Some lanes have none."""
+    options = data(folder, limit=limit)
+    for seed in range(10):
+        stream = Stream(options.open(), options, seed)
+        for epoch in range(2):
+            steps = stream.batches(epoch, 0, stream.steps(epoch))
+            read = [key for step in steps for batch in step for key in batch.keys]
+            assert sorted(read) == sorted(keys(options.open()[0]))
+
+
 def test_limits_nest_and_leave_the_other_parts_alone(folder):
     whole = parts(data(folder, split=split()))
     last = set()

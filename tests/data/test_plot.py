@@ -184,6 +184,15 @@ def test_overview_of_targets_in_their_units_and_without_spectra():
     ]
 
 
+def test_overview_of_a_target_that_no_block_read_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot.look.sample, "__defaults__", (2,))
+    records = [record(f"r-{i}", seed=i, targets={"mu": 1.0, **({"gap": 2.0} if i == 4 else {})}) for i in range(12)]
+    write_set(tmp_path / "set", records, block=4)
+    figure = plot.overview(ShardSet.open(tmp_path / "set"))
+    [axes] = [axes for axes in figure.axes if axes.get_title() == "gap"]
+    assert [text.get_text() for text in axes.texts] == ["no values in what was read"]
+
+
 def test_overview_of_many_targets_and_elements_says_what_it_leaves_out(tmp_path):
     targets = {f"t{i:02d}": float(i) for i in range(30)}
     everyone = np.arange(1, 41, dtype=np.uint8)

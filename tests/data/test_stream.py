@@ -1,6 +1,7 @@
 """The promises of the stream: each record once an epoch, the same steps for any ranks and workers, any position."""
 
 import itertools
+import math
 import tempfile
 from pathlib import Path
 
@@ -297,6 +298,10 @@ def test_a_damaged_block_is_left_out(tmp_path, workers, caplog):
     stream = Stream([shardset], options, 0)
     missing = [batch.missing for step in stream.batches(0, 0, stream.steps(0)) for batch in step]
     assert sum(missing) == 4
+    in_order = sequential(shardset, options.budget, on_bad_block="skip")
+    assert [key for batch in in_order for key in batch.keys] == [
+        f"mol-{i:05d}" for i in range(60) if f"mol-{i:05d}" not in lost
+    ]
     if workers == 0:
         assert "shard-00001.tar: block 4 is damaged" in caplog.text
 
@@ -369,3 +374,6 @@ def test_line_shapes_that_are_not_named_keep_their_default():
     assert made["ir"].width == 4.0 and made["raman"] == LINE_SHAPES["raman"] and made["uv_vis"] == LINE_SHAPES["uv_vis"]
     with pytest.raises(ValidationError, match="nmr"):
         DataSettings(train="set", lanes=1, budget=budget, line_shapes={"nmr": named["ir"]})
+    for width in (0.0, -10.0, math.nan):
+        with pytest.raises(ValidationError, match="width"):
+            DataSettings(train="set", lanes=1, budget=budget, line_shapes={"ir": {**named["ir"], "width": width}})

@@ -145,6 +145,11 @@ def test_a_damaged_spectrum_costs_its_record(folder, caplog):
     assert keys_of(stream) == expected
     assert sum(batch.missing for step in stream.batches(0, 0, stream.steps(0)) for batch in step) == 3
     assert "block 2 is damaged (checksum of spectra/ir/values, 1 row" in caplog.text
+    in_order = [
+        key for batch in sequential(shardset, options.budget, on_bad_block=options.on_bad_block) for key in batch.keys
+    ]
+    assert set(in_order) == {key for step in whole for keys in step for key in keys} - lost
+    assert in_order == sorted(in_order)
     ranks = [keys_of(Stream([shardset], options, 0, rank, 2)) for rank in range(2)]
     assert [[*one, *other] for one, other in zip(*ranks, strict=True)] == expected
 

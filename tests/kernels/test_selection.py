@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,22 @@ def test_a_failed_build_leaves_nothing_behind(monkeypatch, tmp_path, unbuilt):
     with pytest.raises(native.NoCompiler, match="no-such-flag"):
         build.load("graph")
     assert [path.suffix for path in (tmp_path / "cpu").iterdir()] == [".lock"]
+
+
+def test_a_torn_library_is_built_again(monkeypatch, tmp_path, unbuilt):
+    """As a machine leaves it that went down before it was on the disk."""
+    monkeypatch.setenv("MSPT_CACHE", str(tmp_path))
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "torn.so").touch()
+    build.load("graph")
+    [library] = [path for path in (tmp_path / "cpu").glob("*.so") if path.name != "torn.so"]
+
+    def make(path):
+        path.write_bytes(library.read_bytes())
+
+    assert native.cached(tmp_path / "cpu" / "torn.so", make).graph_build
+    with pytest.raises(native.NoCompiler, match="set MSPT_CACHE to a folder from which programs may be run"):
+        native.cached(tmp_path / "cpu" / "never.so", Path.touch)
 
 
 def test_many_processes_build_at_once(tmp_path):
