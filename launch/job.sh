@@ -1,11 +1,17 @@
 # What a job script does before its srun: ". launch/job.sh". From then on the job is queued again when it ends
 #   with 75             the run has saved and asks for it: a time limit, a pre-emption
 #   with anything else  a rank was killed, lost the others or failed; MSPT_RETRIES times at most, counting every restart
-# and not when it is done (0), when its settings are wrong (2), or when SLURM itself ends it (scancel).
+# and not when it is done (0), when its settings are wrong (2), or when SLURM itself ends it (scancel). srun may end with
+# the code of another rank, which it has killed, than of the one that refuses its settings: so that one leaves a file.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+export MSPT_REFUSED=$PWD/.mspt-refused-$SLURM_JOB_ID
+rm -f "$MSPT_REFUSED"
 
 queue_again() {
   local code=$? again=
+  [ ! -e "$MSPT_REFUSED" ] || code=2
+  rm -f "$MSPT_REFUSED"
   case $code in
     0) return ;;
     2) ;;
@@ -19,6 +25,7 @@ queue_again() {
   else
     echo "job $SLURM_JOB_ID ended with $code; the same command goes on where it stands"
   fi
+  exit "$code"
 }
 
 told_to_end=

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
+from submitit.core.utils import FailedJobError
 
 from launch.local import pretrain
 from mspt import config
@@ -29,7 +30,8 @@ PASSED_ON = (
     *("nodes", "gpus_per_node", "cpus_per_task", "mem", "partition"),
     *("account", "qos", "constraint", "time", "job_name"),
 )
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "UNKNOWN")
+FORGOTTEN = "is no longer known to SLURM; see its log"
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", FORGOTTEN)
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,14 @@ def executor(options, after):
 
 
 def submit(stage, options, after):
-    """Submit a stage -> its jobs, one a Task."""
+    """Submit a stage -> its jobs, one a Task. Raises UserError where SLURM refuses it."""
     made = executor(options, after)
-    with made.batch():
-        # Each rank becomes the command, so that signals reach it and its exit code is the job's.
-        return [made.submit(os.execv, task.command[0], task.command) for task in stage]
+    try:
+        with made.batch():
+            # Each rank becomes the command, so that signals reach it and its exit code is the job's.
+            return [made.submit(os.execv, task.command[0], task.command) for task in stage]
+    except FailedJobError as error:
+        raise UserError(f"sbatch refuses the job: {' '.join(str(error).split())}") from error
 
 
 def script(stage, options, after):
@@ -146,26 +151,52 @@ def script(stage, options, after):
 
 
 def state(job_id):
-    """A job's state as SLURM names it; UNKNOWN where SLURM has forgotten it."""
-    shown = subprocess.run(["scontrol", "show", "job", "-o", job_id], capture_output=True, text=True).stdout
-    found = re.search(r"JobState=(\w+)", shown)
-    return found[1] if found else "UNKNOWN"
+    """A job's state as SLURM names it; FORGOTTEN where SLURM no longer has it, None where SLURM does not answer."""
+    asked = subprocess.run(["scontrol", "show", "job", "-o", job_id], capture_output=True, text=True)
+    if "Invalid job id" in asked.stderr:
+        return FORGOTTEN
+    found = re.search(r"JobState=(\w+)", asked.stdout)
+    return found[1] if found else None
 
 
-def follow(job, every=2.0):
-    """Print a job's log until it is over -> its last state. A job that is queued again is not over."""
-    shown, before = 0, None
-    while True:
-        now = state(job.job_id)
-        if job.paths.stdout.exists():
-            with job.paths.stdout.open(errors="replace") as log:
-                log.seek(shown)
-                print(log.read(), end="", flush=True)
-                shown = log.tell()
-        if now in OVER and now == before:  # a job that is queued again may seem over for a moment
-            return now
-        before = now
-        time.sleep(every)
+def follow(jobs, every=2.0, others=60.0):
+    """Print the jobs' logs, one after the other, until all are over -> their last states by id.
+
+    every, others: seconds between two questions for the one whose log is shown, and for those whose turn is yet to
+    come: SLURM forgets a job some minutes after its end. A job that is queued again is not over.
+    """
+    states, over, asked = dict.fromkeys(job.job_id for job in jobs), set(), time.monotonic()
+
+    def ask(job_id):
+        now = state(job_id)
+        if now in OVER and now == states[job_id]:  # one that is queued again may seem over for a moment
+            over.add(job_id)
+        states[job_id] = now or states[job_id]
+
+    for job in jobs:
+        shown, last = 0, False
+        while not last:
+            last = job.job_id in over
+            if job.paths.stdout.exists():
+                with job.paths.stdout.open(errors="replace") as log:
+                    log.seek(shown)
+                    print(log.read(), end="", flush=True)
+                    shown = log.tell()
+            if last:
+                continue
+            ask(job.job_id)
+            if time.monotonic() - asked > others:
+                asked = time.monotonic()
+                for other in states.keys() - over - {job.job_id}:
+                    ask(other)
+            time.sleep(every)
+    return states
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def build_parser():
@@ -174,11 +205,11 @@ def build_parser():
     add("--config", action="append", default=[], help="again for a next stage, which starts from the encoder before")
     add("--array", metavar="KEY=V1,V2,…", help="a run for each value, in run.dir/KEY-VALUE; config=A,B: for each file")
     add("--shards", metavar='"build …"', help="what to give to shards, instead of --config")
-    add("--array-tasks", type=int, default=8, metavar="N", help="jobs that build shards (default: %(default)s)")
-    add("--nodes", type=int, default=1, help="(default: %(default)s)")
-    add("--gpus-per-node", type=int)
-    add("--tasks-per-node", type=int, help="ranks a node (default: one a GPU, or one)")
-    add("--cpus-per-task", type=int)
+    add("--array-tasks", type=_positive, default=8, metavar="N", help="jobs that build shards (default: %(default)s)")
+    add("--nodes", type=_positive, default=1, help="(default: %(default)s)")
+    add("--gpus-per-node", type=_positive)
+    add("--tasks-per-node", type=_positive, help="ranks a node (default: one a GPU, or one)")
+    add("--cpus-per-task", type=_positive)
     add("--mem", help="memory a node, such as 64G")
     add("--partition")
     add("--account")
@@ -187,7 +218,12 @@ def build_parser():
     add("--time", help="limit, such as 24:00:00, after which the job is queued again")
     add("--job-name", default="mspt", help="(default: %(default)s)")
     add("--interface", help="network interface of NCCL and gloo, such as ib0")
-    add("--grace", type=int, default=120, help="seconds before the limit at which a run saves (default: %(default)s)")
+    add(
+        "--grace",
+        type=_positive,
+        default=120,
+        help="seconds before the limit at which a run saves (default: %(default)s)",
+    )
     add("--retries", type=int, default=3, help="how often a job that fails is queued again (default: %(default)s)")
     add("--logs", default="runs/slurm", help="folder of job scripts and logs (default: %(default)s)")
     add("--follow", action="store_true", help="print the log until the job is over")
@@ -211,7 +247,7 @@ def launch(options):
         after = submitted[0].job_id.split("_")[0]
     if not options.follow:
         return 0
-    states = {job.job_id: follow(job) for job in jobs}
+    states = follow(jobs)
     for job_id, last in states.items():
         print(f"job {job_id} {last}")
     return 0 if set(states.values()) <= {"COMPLETED"} else 1
@@ -224,7 +260,7 @@ def main(arguments=None):
     if options.shards:
         if options.config or options.array or options.overrides:
             parser.error("--shards goes without --config, --array and key=value")
-        if options.nodes > 1 or options.tasks_per_node or options.gpus_per_node or options.array_tasks < 1:
+        if options.nodes > 1 or options.tasks_per_node or options.gpus_per_node:
             parser.error("--shards is --array-tasks jobs, one or more, each of one task on one node")
     elif by_config and options.config:
         parser.error("--array config=… names the configurations; leave --config out")

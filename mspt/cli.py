@@ -274,6 +274,8 @@ def main(arguments=None):
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
         print(f"mspt: error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
+        if refused := os.environ.get("MSPT_REFUSED"):  # launch/job.sh wants to know
+            Path(refused).touch()
         _leave(2)
         sys.exit(2)
     except interruption.Preempted as ended:

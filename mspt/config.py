@@ -39,7 +39,7 @@ class Config(Settings):
     """Everything that a run is made from."""
 
     run: RunSettings
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataSettings
     model: NetworkSettings
     objectives: ObjectivesSettings
@@ -59,6 +59,8 @@ def load(path, overrides=()):
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read the configuration ({error.strerror}); check --config") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no text in UTF-8 (byte {error.start}); save the configuration as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

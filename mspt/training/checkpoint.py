@@ -110,12 +110,24 @@ def load(engine, directory):
     return Restored(meta["step"], meta["position"], meta["seed"], meta["config"], meta["extra"])
 
 
+def averaged(directory):
+    """Full state of the module on the CPU, with the moving average of the weights where the run kept one: what is
+    exported and measured of a run, and what another starts from.
+
+    Raises UserError where the checkpoint is damaged.
+    """
+    return read_weights(directory, ema=_read_meta(directory)["ema"])
+
+
 def read_weights(directory, ema=False):
     """Full state of the module on the CPU, weights or their moving average, from the files alone.
 
     Raises UserError where the checkpoint is damaged or keeps no moving average.
     """
     directory = Path(directory)
+    fault = _fault(directory, 0, 1)
+    if fault:
+        raise UserError(f"{fault}; restore the file, or give another checkpoint")
     meta = _read_meta(directory)
     if ema and not meta["ema"]:
         raise UserError(f"{directory}: no moving average in this checkpoint (engine.ema_decay); take its weights")
@@ -128,13 +140,14 @@ def read_weights(directory, ema=False):
     return state | {name: reader.whole("buffer", name) for kind, name in reader.pieces if kind == "buffer"}
 
 
-def prune(run_dir, keep_last, keep_every=None, keep_best=None, metric="loss"):
+def prune(run_dir, newest, keep_last, keep_every=None, keep_best=None, metric="loss"):
     """Remove all checkpoints that nothing keeps; one rank calls it.
 
     Kept are the newest keep_last, those at multiples of keep_every steps, and the keep_best with the lowest metric (of
-    equals the newest). One that cannot be removed is left, with a warning.
+    equals the newest). One that cannot be removed is left, with a warning. newest: the step of the one just saved; what
+    is there of later steps latest() has found damaged: it counts for nothing, and is replaced when the run comes there.
     """
-    there = _published(run_dir)
+    there = [directory for directory in _published(run_dir) if _step(directory) <= newest]
     values = {directory: _metric(directory, metric) for directory in there} if keep_best else {}
     measured = [directory for directory in reversed(there) if values.get(directory) is not None]
     best = sorted(measured, key=values.get)[:keep_best] if keep_best else []
@@ -229,11 +242,15 @@ def _fault(directory, rank, world_size):
         return str(error)
     for index, (name, expected) in enumerate(files.items()):
         path = directory / name
-        size = path.stat().st_size if path.exists() else None
-        if size != expected["bytes"]:
-            return f"{path}: {'missing' if size is None else f'{size} bytes'}, should have {expected['bytes']} bytes"
-        if index % world_size == rank and checksum(path) != expected["xxh3_128"]:
-            return f"{path}: its content is not what was written (XXH3 differs)"
+        try:
+            size = path.stat().st_size if path.exists() else None
+            if size != expected["bytes"]:
+                found = "missing" if size is None else f"{size} bytes"
+                return f"{path}: {found}, should have {expected['bytes']} bytes"
+            if index % world_size == rank and checksum(path) != expected["xxh3_128"]:
+                return f"{path}: its content is not what was written (XXH3 differs)"
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
     return None
 
 

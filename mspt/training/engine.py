@@ -12,7 +12,8 @@ import os
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Literal
+from datetime import timedelta
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,14 @@ from mspt.training.schedule import learning_rate
 from mspt.training.slurm import launcher_variables
 from mspt.training.whole import Whole
 
+NEVER = timedelta(days=3650)
 LAUNCHED_WITH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Elements that are reduced at a time and, at ZeRO 3, gathered or updated; DeepSpeed's own defaults keep 2 GB for the
 # one and 4 GB for the others.
 BUCKET = 50_000_000
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EngineSettings(Settings):
@@ -46,7 +51,7 @@ class EngineSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     offload: bool = False
@@ -75,8 +80,11 @@ class StepResult:
     skipped: bool
 
 
-def initialise():
+def initialise(patience=None):
     """Join the processes of this run -> Process. Without a launcher: a run of one.
+
+    patience: seconds after which a wait of one process for another is broken off; None: never. What is to be heard of
+    sooner, and with the rank's name, is the watchdog's.
 
     Launchers (torchrun, launch/) set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under srun they follow
     from SLURM's variables. NCCL on GPUs, gloo on CPUs. Calling it again returns the same Process. Raises UserError
@@ -108,7 +116,8 @@ def initialise():
     if not dist.is_initialized() and not on_gpu:
         # Gloo's threads must end before the interpreter does, or it may abort a rank that is done.
         atexit.register(_leave)
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    waits = NEVER if patience is None else timedelta(seconds=patience)
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=waits)
     return Process(dist.get_rank(), dist.get_world_size(), device)
 
 

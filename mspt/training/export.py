@@ -35,8 +35,7 @@ def export_run(run, out):
     """
     newest = loading.newest(run)
     config = json.loads((newest / "meta.json").read_text())["config"]
-    ema = config["engine"]["ema_decay"] is not None
-    return export_encoder(checkpoint.read_weights(newest, ema=ema), encoders.parse(config["model"]["encoder"]), out)
+    return export_encoder(checkpoint.averaged(newest), encoders.parse(config["model"]["encoder"]), out)
 
 
 def import_torchmd_net(path, out):
@@ -92,11 +91,14 @@ def read_weights(source):
     """Weights by the names that they have in a run, from any of the sources of initial_weights."""
     source = Path(source)
     if (source / "model.safetensors").exists():
-        weights = safetensors.torch.load_file(source / "model.safetensors")
+        try:
+            weights = safetensors.torch.load_file(source / "model.safetensors")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{source / 'model.safetensors'}: cannot be read ({error}); export it again") from error
         if any(name.startswith(ENCODER) for name in weights):  # a fine-tuned model
             return weights
         return {ENCODER + name: weight for name, weight in weights.items()}
     newest = source if (source / "meta.json").exists() else checkpoint.latest(source)
     if newest is None:
         raise UserError(f"model.init={source}: no checkpoint and no model.safetensors there; run stage 1 first")
-    return checkpoint.read_weights(newest, ema=False)
+    return checkpoint.averaged(newest)

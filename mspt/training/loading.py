@@ -46,7 +46,7 @@ def load(source):
     config = json.loads((found / "meta.json").read_text())["config"]
     network = NetworkSettings.model_validate(config["model"])
     module = Pretraining(network, ObjectivesSettings.model_validate(config["objectives"]))
-    module.load_state_dict(checkpoint.read_weights(found, ema=config["engine"]["ema_decay"] is not None))
+    module.load_state_dict(checkpoint.averaged(found))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.to(device).eval().requires_grad_(False)
     return Loaded(found, module, DataSettings.model_validate(config["data"]), device)

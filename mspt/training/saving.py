@@ -43,12 +43,12 @@ THREAD = "checkpoint"  # name of the threads that write
 class Saver:
     """Saves of a run, one at a time; what a checkpoint holds is said in checkpoint.py.
 
-    saved: step of the newest one there. published(): called on rank 0 after each, in the thread. progressed(): called
-    while the ranks wait and something is being written. All ranks make it and call its methods together; making it
-    removes what a killed run has left half-written.
+    saved: step of the newest one there. published(step): called on rank 0 after each, in the thread. progressed():
+    called while the ranks wait and something is being written. All ranks make it and call its methods together; making
+    it removes what a killed run has left half-written.
     """
 
-    def __init__(self, engine, run_dir, saved=None, *, published=lambda: None, progressed=lambda: None):
+    def __init__(self, engine, run_dir, saved=None, *, published=lambda step: None, progressed=lambda: None):
         self.engine, self.process, self.saved = engine, engine.process, saved
         self.folder = Path(run_dir) / "checkpoints"
         self.published, self.progressed = published, progressed
@@ -231,7 +231,7 @@ class Saver:
         _flush(final.parent)
         if replaced.exists():
             shutil.rmtree(replaced)
-        self.published()
+        self.published(meta["step"])
 
 
 def checksum(path):

@@ -49,6 +49,14 @@ class TrainingSettings(Settings):
 # Bonds are there if any of so many records has them; a set has them for all or, with few exceptions, for none.
 BONDS_IN = 1000
 
+# Seconds that the slowest rank may need until a watchdog runs.
+START = 600
+
+
+class _Asked(Exception):
+    """A signal has reached some rank while all measure."""
+
+
 # What is added up over steps: molecules and atoms of the global batches, seconds of this rank's clock.
 COUNTS = ("records", "atoms", "seconds", "waited")
 
@@ -61,7 +69,9 @@ class Trainer:
         self.dir = Path(config.run.dir)
         self.train_sets = config.data.open()
         self.heldout_set = config.data.open_part("heldout")
-        self.process = initialise()
+        timeout = config.run.hang_timeout
+        # Later than the watchdog, which names the rank at fault where this breaks off with a traceback.
+        self.process = initialise(patience=timeout and 2 * timeout + START)
         self.device = self.process.device
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -112,7 +122,9 @@ class Trainer:
             self.engine,
             self.dir,
             self.done if newest is not None else None,
-            published=lambda: checkpoint.prune(self.dir, keep.keep_last, keep.keep_every, keep.keep_best, keep.metric),
+            published=lambda step: checkpoint.prune(
+                self.dir, step, keep.keep_last, keep.keep_every, keep.keep_best, keep.metric
+            ),
             progressed=lambda: self.watchdog.reached(self.done),
         )
         self.stopping = False  # a signal has reached some rank; the same on all
@@ -155,6 +167,8 @@ class Trainer:
         """Train to the last step or until validation stops it, then evaluate, export and sum up -> the summary."""
         total = self.config.training.steps
         try:
+            if self.validation.outstanding(self.done):
+                self._validate()
             while self.done < total and not self.validation.stopped:
                 epoch, at = self.position["epoch"], self.position["step"]
                 steps = self._most(self.stream.steps(epoch))
@@ -277,7 +291,16 @@ class Trainer:
 
     def _validate(self):
         """Measure on the validation set, and say what came out."""
-        errors = self.validation.run(self.done, self.device, lambda: self.watchdog.reached(self.done))
+
+        def between():
+            self.watchdog.reached(self.done)
+            if self._most(int(interruption.asked())):
+                raise _Asked
+
+        try:
+            errors = self.validation.run(self.done, self.device, between)
+        except _Asked:
+            self._stop()
         self.metrics.scalars(self.done, {f"validation_{name}": error.mae for name, error in errors.items()})
         best = self.validation.state["step"]
         said = "the best so far" if best == self.done else f"best at step {best}"
@@ -308,12 +331,14 @@ class Trainer:
         """Save, where what is left of the grace allows it, and raise Preempted; all ranks come here together."""
         self.saver.wait()
         if self.saver.saved != self.done:
-            grace = self.config.run.grace
+            grace, saved = self.config.run.grace, self.saver.saved
             seconds = self.saver.seconds  # before a save there is nothing to go by
             if self._most(seconds - interruption.left(grace)) > 0:
+                if saved is None:
+                    self._end(f"not saved at step {self.done}: run.grace={grace:g} is over; there is no checkpoint yet")
                 self._end(
                     f"not saved at step {self.done}: the last save took {seconds:.1f} s, which is more than "
-                    f"is left of run.grace={grace:g}; the checkpoint of step {self.saver.saved} stays"
+                    f"is left of run.grace={grace:g}; the checkpoint of step {saved} stays"
                 )
             self._save()
             self.saver.wait()

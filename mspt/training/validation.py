@@ -125,7 +125,7 @@ class Validation:
     def __init__(self, config, module, engine, units, run_dir):
         self.config, self.module, self.engine, self.units = config, module, engine, units
         self.out = run_dir / predictor.FOLDER
-        self.state = {"best": None, "step": None, "since": 0}
+        self.state = {"best": None, "step": None, "since": 0, "measured": None}
         self.shardset = None
         if config.evaluation.every is None:
             return
@@ -137,6 +137,10 @@ class Validation:
 
     def due(self, step):
         return self.shardset is not None and step % self.config.evaluation.every == 0
+
+    def outstanding(self, step):
+        """Whether a run that ended after this step did so before it was measured."""
+        return step > 0 and self.due(step) and self.state.get("measured", step) != step
 
     @property
     def stopped(self):
@@ -160,8 +164,9 @@ class Validation:
         self.engine.train()
         metric = sum(each.metric(errors) for each in self.module.supervised.values())
         best = self.state["best"]
+        self.state = self.state | {"measured": step}
         if math.isfinite(metric) and (best is None or metric < best):
-            self.state = {"best": metric, "step": step, "since": 0}
+            self.state = self.state | {"best": metric, "step": step, "since": 0}
             self.keep()
         else:
             self.state = self.state | {"since": self.state["since"] + 1}

@@ -35,6 +35,18 @@ SMALL = [
     "checkpoint.every=3",
 ]
 
+# Of quickstart.yaml: what makes it learn a property.
+LABELLED = [
+    "model.specformer=null",
+    "objectives.masked_patches=null",
+    "objectives.contrast=null",
+    "objectives.coord={weight: 0.1, sigma: 0.005}",
+    "objectives.property={target: homo}",
+    "data.split={train: 90, validation: 20}",
+    "evaluation.every=2",
+    "engine.ema_decay=0.9",
+]
+
 
 def command(folder, processes, steps, *overrides):
     """The command line of a small run in a folder."""

@@ -19,22 +19,11 @@ from mspt.downstream import predictor
 from mspt.training import checkpoint
 from mspt.training.validation import measure
 from shards import cli as shards
-from tests.end_to_end.runs import ROOT, environment, run, run_and_kill
+from tests.end_to_end.runs import LABELLED, ROOT, environment, run, run_and_kill
 from tests.shards.sources.fixtures import geometries, with_bonds
 
 TINY = "{name: torchmd_et, layers: 1, channels: 16, heads: 2, radial_functions: 8}"
 CONFIG = ROOT / "configs" / "quickstart-finetune.yaml"
-# Of quickstart.yaml, which tests/end_to_end/runs.py starts.
-LABELLED = [
-    "model.specformer=null",
-    "objectives.masked_patches=null",
-    "objectives.contrast=null",
-    "objectives.coord={weight: 0.1, sigma: 0.005}",
-    "objectives.property={target: homo}",
-    "data.split={train: 90, validation: 20}",
-    "evaluation.every=2",
-    "engine.ema_decay=0.9",
-]
 STEPS = 9
 
 

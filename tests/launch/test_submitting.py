@@ -1,6 +1,7 @@
 """What launch/slurm.py refuses, and the job scripts that it makes; tests/end_to_end/slurm has it submit them."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +81,8 @@ def test_a_grace_that_was_given_stays(capsys):
         (["--shards", "build qm9"], "required: --out"),
         (["--shards", "build qm9 --out x", "--nodes=2"], "each of one task on one node"),
         (["training.steps=5"], "give --config or --shards"),
+        ([*CONFIG, "--nodes=0"], "'0' is no whole number above 0"),
+        ([*CONFIG, "--grace=-5"], "'-5' is no whole number above 0"),
     ],
 )
 @pytest.mark.usefixtures("on_a_cluster")
@@ -88,6 +91,35 @@ def test_what_cannot_work_is_not_submitted(capsys, arguments, reason):
         slurm.main(arguments)
     assert ended.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+SCONTROL = """#!/bin/bash
+# Job 1 runs for six questions, with a controller that is away at the third; 2 is soon over and then forgotten.
+asked=$(cat {folder}/$4 2>/dev/null || echo 0)
+echo $((asked + 1)) > {folder}/$4
+case $4-$asked in
+  1-2) echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1 ;;
+  1-[0-5]) echo "JobId=1 JobState=RUNNING" ;;
+  1-*) echo "JobId=1 JobState=COMPLETED" ;;
+  2-[0-1]) echo "JobId=2 JobState=COMPLETED" ;;
+  *) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1 ;;
+esac
+"""
+
+
+def test_jobs_that_are_followed(tmp_path, monkeypatch, capsys):
+    """SLURM forgets a job before its turn, and does not answer once."""
+    (tmp_path / "scontrol").write_text(SCONTROL.format(folder=tmp_path))
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    jobs = []
+    for job_id in ("1", "2", "3"):
+        (tmp_path / f"{job_id}.log").write_text(f"log of {job_id}\n")
+        jobs.append(SimpleNamespace(job_id=job_id, paths=SimpleNamespace(stdout=tmp_path / f"{job_id}.log")))
+    states = slurm.follow(jobs, every=0.02, others=0.0)
+    assert states == {"1": "COMPLETED", "2": "COMPLETED", "3": slurm.FORGOTTEN}
+    assert capsys.readouterr().out == "log of 1\nlog of 2\nlog of 3\n"
+    assert (tmp_path / "2").read_text() == "2\n"  # not asked for again
 
 
 def test_without_slurm(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints: any stage and world size into any other, and nothing lost whatever breaks."""
 
+import errno
 import json
 import os
 import shutil
@@ -182,6 +183,7 @@ def test_what_is_given_comes_back(tmp_path):
         assert from_engine.keys() == from_files.keys() == tiny.Tiny().state_dict().keys()
         assert all(torch.equal(from_engine[key], from_files[key]) for key in from_engine)
     assert not torch.equal(own.weights()["out.weight"], own.weights(ema=True)["out.weight"])
+    assert torch.equal(checkpoint.averaged(path)["out.weight"], own.weights(ema=True)["out.weight"])
     meta = json.loads((path / "meta.json").read_text())
     assert meta["versions"]["torch"] and meta["world_size"] == 1 and meta["zero_stage"] == 0
 
@@ -190,6 +192,7 @@ def test_a_moving_average_that_is_not_there(tmp_path):
     path = save(engine(), tmp_path, 1)
     with pytest.raises(UserError, match="no moving average"):
         checkpoint.read_weights(path, ema=True)
+    assert torch.equal(checkpoint.averaged(path)["out.weight"], tiny.Tiny().out.weight)
     fresh = tiny.Tiny()
     with torch.no_grad():
         fresh.out.weight.fill_(9.0)
@@ -264,7 +267,7 @@ def test_an_error_that_is_not_the_disk_s_is_raised_as_it_is(tmp_path):
 def test_keep_best(tmp_path, caplog):
     own, published = engine(), []
     losses = dict(enumerate((0.5, 0.3, 0.9, 0.3, float("nan"), 0.7, 0.8), start=1))
-    saver = Saver(own, tmp_path, published=lambda: published.append(checkpoint.latest(tmp_path).name))
+    saver = Saver(own, tmp_path, published=lambda _: published.append(checkpoint.latest(tmp_path).name))
     for step, loss in losses.items():
         saver.begin(step, position={}, seed=5, config={}, extra={}, metrics={"loss": loss, "other": -step})
     saver.wait()
@@ -273,7 +276,7 @@ def test_keep_best(tmp_path, caplog):
     def kept(**keep):
         folder = tmp_path / f"pruned-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(tmp_path / "checkpoints", folder / "checkpoints")
-        checkpoint.prune(folder, **keep)
+        checkpoint.prune(folder, 7, **keep)
         return [int(path.name[5:]) for path in sorted((folder / "checkpoints").iterdir())]
 
     assert kept(keep_last=1, keep_best=1) == [4, 7]  # of equals the newest
@@ -285,7 +288,7 @@ def test_keep_best(tmp_path, caplog):
     (tmp_path / "checkpoints" / "step-00000004" / "meta.json").write_text("torn")
     assert kept(keep_last=1, keep_best=1) == [2, 7]
     with mock.patch("shutil.rmtree", side_effect=OSError("busy")):
-        checkpoint.prune(tmp_path, keep_last=6)
+        checkpoint.prune(tmp_path, 7, keep_last=6)
     assert "step-00000001: an old checkpoint that could not be removed: busy" in caplog.text
 
 
@@ -293,8 +296,45 @@ def test_prune_keeps_the_newest_and_the_multiples(tmp_path):
     own = engine()
     for step in range(1, 8):
         save(own, tmp_path, step)
-    checkpoint.prune(tmp_path, keep_last=2, keep_every=3)
+    checkpoint.prune(tmp_path, 7, keep_last=2, keep_every=3)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"step-{step:08d}" for step in (3, 6, 7)]
-    checkpoint.prune(tmp_path, keep_last=1)
+    checkpoint.prune(tmp_path, 7, keep_last=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000007"]
+
+
+def test_a_damaged_one_does_not_push_out_what_is_saved_after_it(tmp_path):
+    """latest() has gone back, and the run has saved at a step below the damaged one."""
+    own = engine()
+    for step in (3, 5, 6):
+        save(own, tmp_path, step)
+    flip(tmp_path / "checkpoints" / "step-00000006" / "rank-00000.safetensors")
+    checkpoint.prune(tmp_path, 5, keep_last=1)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000005", "step-00000006"]
+    assert checkpoint.latest(tmp_path).name == "step-00000005"
+
+
+def test_a_damaged_one_is_not_read_for_its_weights(tmp_path):
+    save(engine(), tmp_path, 3)
+    save(engine(), tmp_path, 6)
+    newest = tmp_path / "checkpoints" / "step-00000006"
+    assert checkpoint.read_weights(newest)
+    flip(newest / "rank-00000.safetensors")
+    with pytest.raises(UserError, match="step-00000006.*its content is not what was written.*give another checkpoint"):
+        checkpoint.read_weights(newest)
+
+
+def test_a_disk_that_cannot_be_read_is_gone_back_from(tmp_path, caplog):
+    save(engine(), tmp_path, 3)
+    save(engine(), tmp_path, 6)
+    summed = checkpoint.checksum
+
+    def broken(path):
+        if path.parent.name == "step-00000006":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return summed(path)
+
+    with mock.patch.object(checkpoint, "checksum", broken):
+        assert checkpoint.latest(tmp_path).name == "step-00000003"
+    assert "step-00000006/rank-00000.safetensors: cannot be read (Input/output error)" in caplog.text

@@ -1,6 +1,7 @@
 """The engine against plain torch in float64, one process and one batch: real ranks, every ZeRO stage."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,6 +155,18 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(UserError, match="RANK not set"):
         initialise()
+
+
+def test_waits_outlast_the_watchdog():
+    """DeepSpeed's own patience is ten minutes, less than run.hang_timeout."""
+    code = (
+        "import torch, torch.distributed as dist\n"
+        "from mspt.training.engine import initialise\n"
+        "initialise(patience=4200)\n"
+        "print(dist.group.WORLD._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.split() == ["4200.0"]
 
 
 def test_offload_at_stage_0_is_refused():

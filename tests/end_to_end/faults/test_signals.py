@@ -10,7 +10,7 @@ import pytest
 from mspt.training import checkpoint, metrics
 from tests.end_to_end.faults.conftest import STEPS
 from tests.end_to_end.faults.ranks import Run
-from tests.end_to_end.runs import SHARDS, command, environment
+from tests.end_to_end.runs import LABELLED, SHARDS, command, environment
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -57,6 +57,25 @@ def test_in_the_middle_of_the_evaluation(tmp_path):
     assert run.end() == [75, 75], run.said()
     assert "saved at step 2, the evaluation begins anew" in run.said()
     assert Run(*settings).end() == [0, 0] and (tmp_path / "run" / "summary.json").exists()
+
+
+def test_in_the_middle_of_a_validation(tmp_path):
+    """It is broken off and, when the run goes on, made up for."""
+    settings = (*LABELLED, "data.split={train: 24, validation: 180}", "data.budget={molecules: 2, atoms: 60}")
+    settings = (2, 6, *settings, "checkpoint.every=100")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert Run(whole, *settings).end() == [0, 0]
+    run = Run(broken, *settings)
+    run.wait_for(2)
+    run.send(1, signal.SIGTERM)
+    assert run.end() == [75, 75], run.said()
+    assert "saved at step 2" in run.said() and [row["step"] for row in metrics.read(broken)] == [1, 2]
+    assert Run(broken, *settings).end() == [0, 0]
+    measured = [
+        [(row["step"], row["validation_homo"]) for row in metrics.read(folder) if "validation_homo" in row]
+        for folder in (whole, broken)
+    ]
+    assert measured[0] == measured[1] and [step for step, _ in measured[0]] == [2, 4, 6]
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path):

@@ -12,6 +12,10 @@ ENDS = {
     # Its exit code is that of either rank: of the one that failed first, or of the other, which SLURM then ends (143).
     "fails each time": ("exit 1", {"JobState": "FAILED", "Restarts": "1"}),
     "refused its configuration": ("exit 2", {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"}),
+    "refused its configuration before another rank had started": (
+        "[ $SLURM_PROCID = 1 ] && touch $MSPT_REFUSED && exit 2; sleep 60",
+        {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"},
+    ),
     "kills a rank each time": (
         "[ $SLURM_PROCID = 0 ] || kill -9 $$; sleep 60",
         {"JobState": "FAILED", "Restarts": "1"},
