@@ -2,7 +2,8 @@
 
 A JCAMP-DX file names a substance, not its structure. The structure comes from, in this order: the table --molecules, by
 the file's name or its CAS number; a .mol or .sdf of the same name beside it; its own label SMILES or InChI. The
-geometry is RDKit's, and the key is made of the InChIKey: files join by it.
+geometry is RDKit's, and the key is made of the InChIKey: files join by it. A block of a file that says that it is of
+another molecule than its file is refused; one that says nothing is of what the block before it is.
 """
 
 import contextlib
@@ -24,6 +25,9 @@ from shards.source import Source
 HELP = "a folder of JCAMP-DX files: measured IR, Raman and UV-Vis spectra"
 SUFFIXES = (".jdx", ".dx", ".jcamp")
 STRUCTURES = (".mol", ".sdf")
+CAS = "CASREGISTRYNO"
+# The labels that tell what a block is of.
+IDENTITY = (CAS, "SMILES", "INCHI")
 
 # What ##DATA TYPE says -> spectrum.
 KINDS = {r"RAMAN": "raman", r"INFRARED|\b(FT-?)?IR\b": "ir", r"\bUV\b|ULTRAVIOLET|VISIBLE": "uv_vis"}
@@ -70,7 +74,7 @@ class JcampDx(Source):
         for file in self.files:
             try:
                 smiles = self._smiles(file)
-                key = f"jcamp-{_inchikey(smiles)}"
+                key = _key(smiles)
             except ValueError as error:
                 molecules[str(file)] = (self._name(file), None, str(error))
             else:
@@ -94,37 +98,65 @@ class JcampDx(Source):
         from rdkit import Chem
 
         labels = _labels(_text(file))
-        cas = labels.get("CASREGISTRYNO", "")
-        known = self.table.get(file.stem) or (_plain_cas(cas) and self.table.get(_plain_cas(cas)))
-        if known:
+        if known := self.table.get(file.stem) or self._by_cas(labels):
             return known
         if structure := _structure(file):
             molecule = Chem.MolFromMolFile(str(structure))
             if molecule is None:
                 raise ValueError(f"RDKit cannot read {structure.name}")
             return Chem.MolToSmiles(molecule)
-        if labels.get("SMILES"):
-            return labels["SMILES"]
-        if labels.get("INCHI"):
-            molecule = Chem.MolFromInchi("InChI=" + labels["INCHI"].removeprefix("InChI="))
-            if molecule is None:
-                raise ValueError(f"RDKit cannot read the InChI {labels['INCHI']!r}")
-            return Chem.MolToSmiles(molecule)
+        if written := _written(labels):
+            return written
         raise ValueError(
-            f"the structure is not known: neither {file.stem!r} nor the CAS number {cas!r} is in --molecules, and "
-            f"there is no {file.stem}.mol, {file.stem}.sdf, ##SMILES= or ##INCHI="
+            f"the structure is not known: neither {file.stem!r} nor the CAS number {labels.get(CAS, '')!r} is in "
+            f"--molecules, and there is no {file.stem}.mol, {file.stem}.sdf, ##SMILES= or ##INCHI="
         )
+
+    def _by_cas(self, labels):
+        """The SMILES that the table has for the CAS number of labels, "" where it has none."""
+        cas = _plain_cas(labels.get(CAS, ""))
+        return cas and self.table.get(cas, "")
+
+    def _substances(self, text, blocks):
+        """What the labels of a file say that it is of, and what each of its blocks.
+
+        A block that has only the file's CAS number is of what the file is; one that says nothing, of what the one
+        before it is.
+        """
+        whole = _labels(text)
+        found = [self._substance(whole)]
+        for labels in map(_labels, blocks):
+            said = {name: labels[name] for name in IDENTITY if name in labels}
+            found.append(self._substance(whole if said == {CAS: whole.get(CAS)} else said) or found[-1])
+        return found
+
+    def _substance(self, labels):
+        """The key of the molecule that labels tell, or a label that tells none; "" where no label is there."""
+        try:
+            smiles = self._by_cas(labels) or _written(labels)
+            return _key(smiles) if smiles else _plain_cas(labels.get(CAS, ""))
+        except ValueError:
+            return [labels[name] for name in IDENTITY if name in labels][-1]
 
     def _read(self, key, smiles, files):
         """The files of a molecule -> a RejectedRecord for each bad spectrum, and one Record of the good ones."""
         spectra, methods, origin = {}, {}, {}
         for file in files:
-            for block in list(_blocks(_text(file))) or [""]:
+            text = _text(file)
+            blocks = list(_blocks(text)) or [""]
+            substances = self._substances(text, blocks)
+            several = len({*substances} - {""}) > 1
+            for block, substance in zip(blocks, substances[1:], strict=True):
                 field = "spectra"
                 try:
                     labels = _labels(block)
                     name = _known("DATATYPE", labels, KINDS)
                     field = f"spectra.{name}"
+                    # A name or table may correct what a file says throughout, but not make one of two substances.
+                    if several and substance != key:
+                        raise ValueError(
+                            f"the block is of {substance}, its file of {key}; give each substance a file of its own"
+                        )
                     values, unit = _spectrum(name, labels, block)
                     if name in spectra:
                         raise ValueError(f"{key} has one already, of {origin[name]}")
@@ -181,15 +213,28 @@ def _structure(file):
     return next((path for suffix in STRUCTURES if (path := file.with_suffix(suffix)).exists()), None)
 
 
-def _inchikey(smiles):
+def _written(labels):
+    """The SMILES of the labels SMILES or INCHI, "" where neither is there. Raises ValueError where RDKit reads none."""
+    from rdkit import Chem
+
+    if "SMILES" in labels or "INCHI" not in labels:
+        return labels.get("SMILES", "")
+    molecule = Chem.MolFromInchi("InChI=" + labels["INCHI"].removeprefix("InChI="))
+    if molecule is None:
+        raise ValueError(f"RDKit cannot read the InChI {labels['INCHI']!r}")
+    return Chem.MolToSmiles(molecule)
+
+
+def _key(smiles):
+    """The key of a molecule, of its InChIKey. Raises ValueError where RDKit makes none of the SMILES."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():  # InChI warns of each stereo centre that is left open
         molecule = Chem.MolFromSmiles(smiles)
-        key = "" if molecule is None else Chem.MolToInchiKey(molecule)
-    if not key:
+        inchikey = "" if molecule is None else Chem.MolToInchiKey(molecule)
+    if not inchikey:
         raise ValueError(f"RDKit makes no InChIKey of the SMILES {smiles!r}")
-    return key
+    return f"jcamp-{inchikey}"
 
 
 def _text(file):
@@ -205,11 +250,16 @@ def _text(file):
 def _labels(text):
     """##NAME=value -> the first line of the first value of each NAME; NAME in capitals, letters and digits alone.
 
-    A NAME that has no value there is left out.
+    Of IDENTITY all lines of the value, joined. A NAME that has no value there is left out.
     """
     labels = {}
-    for name, value in re.findall(r"^##([^=\n]*)=(.*\S)", text, re.MULTILINE):
-        labels.setdefault(re.sub(r"[^A-Z0-9]", "", name.upper()), value.strip())
+    for found in re.finditer(r"^##([^=\n]*)=(.*)", text, re.MULTILINE):
+        name, value = re.sub(r"[^A-Z0-9]", "", found[1].upper()), found[2].strip()
+        if name in IDENTITY:
+            lines = text[found.start(2) :].partition("\n##")[0].split("\n")
+            value = "".join(line.strip() for line in lines)
+        if value:
+            labels.setdefault(name, value)
     return labels
 
 

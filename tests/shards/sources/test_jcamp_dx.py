@@ -198,6 +198,81 @@ def test_several_blocks_in_a_file(molecules, tmp_path, link):
     np.testing.assert_allclose(found.spectra["ir"], 2 * found.spectra["raman"], atol=3e-4)
 
 
+X = np.arange(450, 4001.0)
+Y = 1 / (1 + ((X - 1700) / 20) ** 2)
+ETHANOL, ACETONE, BENZENE = "CCO", "CC(C)=O", "c1ccccc1"
+
+
+def key(smiles):
+    return f"jcamp-{Chem.MolToInchiKey(Chem.MolFromSmiles(smiles))}"
+
+
+@pytest.mark.parametrize("link", [True, False])
+@pytest.mark.parametrize(
+    ("owns", "kept", "refused"),
+    [
+        # The last block says nothing: it is of what the one before it is.
+        ([{"SMILES": "CO"}, {"SMILES": "CCCO"}, {}], {"ir"}, [key("CCCO")] * 2),
+        ([{}, {"SMILES": "CO"}, {"$INCHI": "InChI=1S/CH4O/c1-2/h2H,1H3"}], {"ir", "raman", "uv_vis"}, []),
+        (
+            [{"CAS REGISTRY NO": "64-17-5"}, {"CAS REGISTRY NO": "67-64-1"}, {"CAS REGISTRY NO": "71-43-2"}],
+            {"ir"},
+            [key(ACETONE), "71-43-2"],  # which is not in the table
+        ),
+        (
+            [{"CAS REGISTRY NO": "67-56-1", "SMILES": "CO"}, {"CAS REGISTRY NO": "67-56-1"}, {"SMILES": "not-one"}],
+            {"ir", "raman"},
+            ["not-one"],
+        ),
+    ],
+)
+def test_a_block_of_another_molecule_is_refused(tmp_path, link, owns, kept, refused):
+    (tmp_path / "table.csv").write_text(f"key,smiles\n64-17-5,{ETHANOL}\n67-64-1,{ACETONE}\n")
+    nm = np.arange(200, 700.0)
+    text = block("ir", X, Y, **owns[0]) + block("raman", X, Y, **owns[1])
+    text += block("uv_vis", nm, np.exp(-(((nm - 260) / 20) ** 2)), xunits="NM", **owns[2])
+    (tmp_path / "a.jdx").write_text(f"##TITLE=t\n##DATA TYPE=LINK\n##BLOCKS=4\n{text}##END=\n" if link else text)
+    (record,), rejects = read(opened(tmp_path, tmp_path / "table.csv"))
+    assert set(record.spectra) == kept
+    assert {reject.field for reject in rejects} == {"spectra.ir", "spectra.raman", "spectra.uv_vis"} - {
+        f"spectra.{name}" for name in kept
+    }
+    for reject, substance in zip(rejects, refused, strict=True):
+        assert f"the block is of {substance}, its file of {record.key}; give each" in reject.reason
+
+
+def test_a_link_that_names_another_molecule_than_its_block(tmp_path):
+    blocks = block("raman", X, Y) + block("ir", X, Y, SMILES="CCCO")
+    text = f"##TITLE=both\n##DATA TYPE=LINK\n##SMILES=CO\n{blocks}##END=\n"
+    (tmp_path / "a.jdx").write_text(text)
+    (record,), (reject,) = read(opened(tmp_path))
+    assert (record.key, set(record.spectra), reject.field) == (key("CO"), {"raman"}, "spectra.ir")
+
+
+def test_a_name_corrects_the_labels_of_a_file_but_not_of_several_substances(tmp_path):
+    """The table says what a file is of, whatever its labels say; where they say two things only its own stays."""
+    (tmp_path / "one.jdx").write_text(block("ir", X, Y, SMILES="CO"))
+    (tmp_path / "two.jdx").write_text(block("ir", X, Y, SMILES="CO") + block("raman", X, Y, SMILES=BENZENE))
+    (tmp_path / "table.csv").write_text(f"key,smiles\none,{ETHANOL}\ntwo,{BENZENE}\n")
+    records, (reject,) = read(opened(tmp_path, tmp_path / "table.csv"))
+    assert [(r.key, set(r.spectra)) for r in records] == [(key(ETHANOL), {"ir"}), (key(BENZENE), {"raman"})]
+    assert (reject.key, reject.field) == ("two.jdx", "spectra.ir")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"SMILES": "CCCCCC\nCCCCO"},
+        {"SMILES": "\nCCCCCCCCCCO\n"},
+        {"$InChI": "InChI=1S/C10H22O/c1-2-3-4-5-\n6-7-8-9-10-11/h11H,2-10H2,1H3"},
+        {"CAS REGISTRY NO": "112-\n  30-1"},
+    ],
+)
+def test_labels_of_several_lines(tmp_path, labels):
+    (tmp_path / "table.csv").write_text("key,smiles\n112-30-1,CCCCCCCCCCO\n")
+    assert only(tmp_path, block("ir", X, Y, **labels), tmp_path / "table.csv").key == key("CCCCCCCCCCO")
+
+
 def test_structures_by_inchi_and_sdf(molecules, tmp_path):
     first, second = (Chem.MolFromSmiles(molecules[i].smiles) for i in (6, 7))
     x, y = sampled(molecules[6], "ir")
@@ -210,8 +285,6 @@ def test_structures_by_inchi_and_sdf(molecules, tmp_path):
     assert [r.key for r in records] == [f"jcamp-{Chem.MolToInchiKey(molecule)}" for molecule in (first, second)]
 
 
-X = np.arange(450, 4001.0)
-Y = 1 / (1 + ((X - 1700) / 20) ** 2)
 GOOD = block("ir", X, Y, SMILES="O")
 
 
