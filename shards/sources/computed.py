@@ -92,7 +92,7 @@ def _lines(positions, strengths, digits):
 def smiles_molecules(path):
     """Molecules of a SMILES file (one a line, an optional name after it), 3D by RDKit's ETKDG and MMFF94.
 
-    Lines that RDKit cannot embed are yielded as (key, reason) for the rejects.
+    Lines that RDKit cannot embed, ions and radicals are yielded as (key, reason) for the rejects.
     """
     for number, line in enumerate(Path(path).read_text().splitlines(), 1):
         fields = line.split()
@@ -101,6 +101,7 @@ def smiles_molecules(path):
         key = fields[1] if len(fields) > 1 else f"{Path(path).stem}-{number:06d}"
         try:
             molecule = embed(fields[0], zlib.crc32(key.encode()))
+            _refuse_ions_and_radicals(molecule)
         except ValueError as error:
             yield key, f"{path}:{number}: {error}"
             continue
@@ -110,6 +111,18 @@ def smiles_molecules(path):
             positions=np.array(molecule.GetConformer().GetPositions()),
             smiles=fields[0],
             targets={},
+        )
+
+
+def _refuse_ions_and_radicals(molecule):
+    """ValueError where an RDKit molecule is charged or has unpaired electrons: every method here computes neither."""
+    from rdkit import Chem
+
+    charge = Chem.GetFormalCharge(molecule)
+    radicals = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+    if charge or radicals:
+        raise ValueError(
+            f"charge {charge:+d}, {radicals} unpaired electrons; only neutral molecules with closed shells are computed"
         )
 
 

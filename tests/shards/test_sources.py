@@ -138,6 +138,21 @@ def test_molecules_of_a_smiles_file(smiles_file):
     np.testing.assert_array_equal(water.positions, again.positions)
 
 
+def test_ions_and_radicals_are_refused(tmp_path):
+    """A zwitterion, and a salt with both of its ions, are neutral."""
+    path = tmp_path / "some.smi"
+    path.write_text("[NH4+] ammonium\n[CH3] methyl\n[NH3+]CC(=O)[O-] glycine\n[O-]C=O formate\n[Na+].[Cl-] salt\n")
+    found = list(computed.smiles_molecules(path))
+    assert [m[0] if isinstance(m, tuple) else m.key for m in found] == [
+        "ammonium", "methyl", "glycine", "formate", "salt"
+    ]  # fmt: skip
+    assert {m[0]: m[1].partition(";")[0] for m in found if isinstance(m, tuple)} == {
+        "ammonium": f"{path}:1: charge +1, 0 unpaired electrons",
+        "methyl": f"{path}:2: charge +0, 1 unpaired electrons",
+        "formate": f"{path}:4: charge -1, 0 unpaired electrons",
+    }
+
+
 def test_a_folder_of_results(finished):
     source = computed.open(argparse.Namespace(folder=finished))
     records, refused = read(source, size=2)
