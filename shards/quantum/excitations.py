@@ -9,11 +9,13 @@ import scipy.linalg
 from pyscf import df, dft, gto, lib
 from pyscf.dft import numint
 
+from mspt.chemistry.elements import SYMBOLS
 from mspt.chemistry.units import HARTREE_EV
 
 METHOD = "TD-B3LYP/def2-SVP"
 MAX_ENERGY = 15.5  # eV; half an eV beyond the grid, so that its last points have their tails
 WINDOW = 45.0  # eV; occupied-virtual pairs further apart than this are left out
+ALL_ELECTRON = 36  # beyond Kr, def2-SVP is made for effective core potentials
 
 
 def orbitals(density):
@@ -85,14 +87,16 @@ def excitations(numbers, positions, dtype=np.float32):
     Raises ValueError where the SCF does not converge.
     """
     atoms = [(int(z), tuple(p)) for z, p in zip(numbers, positions, strict=True)]
-    molecule = gto.M(atom=atoms, basis="def2-svp", verbose=0, unit="Angstrom", max_memory=3000)
+    potentials = {SYMBOLS[z]: "def2-svp" for z in map(int, numbers) if z > ALL_ELECTRON}
+    molecule = gto.M(atom=atoms, basis="def2-svp", ecp=potentials, verbose=0, unit="Angstrom", max_memory=3000)
     scf = dft.RKS(molecule, xc="b3lyp").density_fit(auxbasis="weigend", with_df=DensityFit(molecule, "weigend"))
     scf._numint = Quadrature()
     scf.grids.level, scf.conv_tol = 0, 1e-7
     scf.kernel()
     if not scf.converged:
         raise ValueError("B3LYP/def2-SVP self-consistent field did not converge")
-    core = sum(z > 2 for z in numbers)
+    # The 1s orbitals. An effective core potential stands for them; the orbitals that it leaves are WINDOW's to choose.
+    core = sum(2 < z <= ALL_ELECTRON for z in numbers)
     n_occupied = int((scf.mo_occ > 0).sum())
     occupied, e_occupied = scf.mo_coeff[:, core:n_occupied], scf.mo_energy[core:n_occupied]
     virtual, e_virtual = scf.mo_coeff[:, n_occupied:], scf.mo_energy[n_occupied:]
