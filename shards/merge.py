@@ -48,17 +48,20 @@ def merge(out, folders, command):
 
 
 def _units(shardsets):
-    """The units of targets and spectra of all sets."""
+    """The units of targets and spectra of all sets. A target without a unit differs from one with a unit."""
     units, where = {}, {}
     for shardset in shardsets:
-        for name, unit in shardset.manifest["provenance"].get("units", {}).items():
+        said = shardset.manifest["provenance"].get("units", {})
+        for name in (*said, *shardset.manifest["targets"]):
+            unit = said.get(name, "")
             if units.setdefault(name, unit) != unit:
+                one, other = (f"in {each}" if each else "without a unit" for each in (units[name], unit))
                 raise UserError(
-                    f"{name} is in {units[name]} in {where[name]} and in {unit} in {shardset.folder}; "
+                    f"{name} is {one} in {where[name]} and {other} in {shardset.folder}; "
                     "build one of them again in the unit of the other"
                 )
             where.setdefault(name, shardset.folder)
-    return units
+    return {name: unit for name, unit in units.items() if unit}
 
 
 def _place(path, place):

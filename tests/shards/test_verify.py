@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +12,12 @@ from mspt.data.shardset import ShardSet
 from mspt.errors import UserError
 from shards.cli import main
 from shards.merge import merge
+from shards.sources import qm9
 from shards.verify import verify
 from tests.data.molecules import assert_same, plain, record, spectrum, write_set
 from tests.shards.made import content, make
+
+BUNDLED = Path(__file__).parents[2] / "shards/bundled"
 
 
 def records(prefix, count, target="gap"):
@@ -134,6 +138,14 @@ def test_sets_become_one(folder, tmp_path, capsys):
     assert provenance["units"] == {"gap": "eV"} and len(provenance["sets"]) == 2
 
 
+def test_the_bundled_spectra_become_one_set(tmp_path):
+    """As docs/chemistry.md says; the units of QM9's targets stay."""
+    sets = [BUNDLED / name / "heldout" for name in ("qm9-spectra", "qm9-ir-raman")]
+    manifest = merge(tmp_path / "both", sets, "made")
+    assert manifest["records"] == 223 + 37
+    assert manifest["provenance"]["units"].items() >= qm9.TARGET_UNITS.items()
+
+
 def test_shards_are_copied_where_they_cannot_be_linked(folder, tmp_path, monkeypatch):
     def link(*arguments):
         raise OSError("another file system")
@@ -155,6 +167,13 @@ def test_sets_that_cannot_become_one(folder, tmp_path):
     change(tmp_path / "kcal", ["provenance", "units"], {"gap": "kcal/mol"})
     with pytest.raises(UserError, match="gap is in eV in .*set and in kcal/mol in .*kcal; build one"):
         merge(tmp_path / "both", [folder, tmp_path / "kcal"], "made")
+    change(tmp_path / "kcal", ["provenance", "units"], {})
+    for sets, reason in (
+        ([folder, tmp_path / "kcal"], "gap is in eV in .*set and without a unit in .*kcal; build one"),
+        ([tmp_path / "kcal", folder], "gap is without a unit in .*kcal and in eV in .*set; build one"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            merge(tmp_path / "both", sets, "made")
     with pytest.raises(UserError, match="set: is there already"):
         merge(folder, [folder], "made")
     flip(folder / "shard-00001.tar", 3000)
