@@ -19,12 +19,13 @@ STORED, DEFLATED = 0, 8
 
 @dataclass(frozen=True)
 class Member:
-    """offset of its local header, size of its data as they are packed."""
+    """offset of its local header, size of its data as they are packed, crc: CRC-32 of what they unpack to."""
 
     name: str
     offset: int
     size: int
     packing: int
+    crc: int
 
 
 def members(file):
@@ -33,20 +34,26 @@ def members(file):
     file.seek(start)
     for _ in range(count):
         fields = _record(file, MEMBER, MEMBER_MARK)
-        packing, size, length, offset = fields[4], fields[8], fields[9], fields[16]
+        packing, crc, size, length, offset = fields[4], fields[7], fields[8], fields[9], fields[16]
         name, extra, _ = (file.read(n) for n in fields[10:13])
         if ELSEWHERE in (size, length, offset):
             wide = _wide(extra)
             length, size, offset = (next(wide) if x == ELSEWHERE else x for x in (length, size, offset))
-        yield Member(name.decode("utf-8", "replace"), offset, size, packing)
+        yield Member(name.decode("utf-8", "replace"), offset, size, packing, crc)
 
 
 def read(file, member):
-    """The bytes of a Member. Raises ValueError where they cannot be unpacked."""
+    """The bytes of a Member. Raises ValueError where they cannot be unpacked or are not those that were packed."""
     file.seek(member.offset)
     fields = _record(file, LOCAL, LOCAL_MARK)
     file.seek(fields[9] + fields[10], os.SEEK_CUR)
-    data = file.read(member.size)
+    data = _unpacked(member, file.read(member.size))
+    if zlib.crc32(data) != member.crc:
+        raise ValueError(f"{member.name}: its bytes do not have the CRC-32 that the zip says")
+    return data
+
+
+def _unpacked(member, data):
     if member.packing == STORED:
         return data
     if member.packing != DEFLATED:

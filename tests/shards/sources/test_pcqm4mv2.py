@@ -118,6 +118,20 @@ def test_damaged_files(folder):
             read(opened(pcqm4mv2, "--from", path))
 
 
+def test_a_damaged_digit_is_no_coordinate(folder, molecules):
+    """Of members that are stored as they are it would be read as another number."""
+    path = folder / "pcqm4m-v2_xyz.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for i, molecule in enumerate(molecules):
+            file.writestr(f"{i}.xyz", Chem.MolToXYZBlock(molecule))
+    whole = path.read_bytes()
+    digit = whole.index(b".", whole.index(b"3.xyz") + len("3.xyz")) + 1
+    path.write_bytes(whole[:digit] + bytes([whole[digit] ^ 1]) + whole[digit + 1 :])
+    records, (reject,) = read(opened(pcqm4mv2, "--from", path))
+    assert (reject.key, reject.field) == ("pcqm4mv2-0000003", "positions") and "CRC-32" in reject.reason
+    assert len(records) == COUNT - 1
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.binary(max_size=200), max_size=8), st.booleans(), st.booleans(), st.binary(max_size=30))
 @example([b"1"], False, False, b"PK\x05\x06")
