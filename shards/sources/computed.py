@@ -92,15 +92,12 @@ def _lines(positions, strengths, digits):
 def smiles_molecules(path):
     """Molecules of a SMILES file (one a line, an optional name after it), 3D by RDKit's ETKDG and MMFF94.
 
-    Lines that RDKit cannot embed, ions and radicals are yielded as (key, reason) for the rejects.
+    Lines that RDKit cannot embed, ions and radicals are yielded as (key, reason) for the rejects. Raises UserError
+    where the file cannot be read or two lines have one key.
     """
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        key = fields[1] if len(fields) > 1 else f"{Path(path).stem}-{number:06d}"
+    for number, (key, smiles) in _smiles_lines(path).items():
         try:
-            molecule = embed(fields[0], zlib.crc32(key.encode()))
+            molecule = embed(smiles, zlib.crc32(key.encode()))
             _refuse_ions_and_radicals(molecule)
         except ValueError as error:
             yield key, f"{path}:{number}: {error}"
@@ -109,9 +106,29 @@ def smiles_molecules(path):
             key=key,
             numbers=np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.uint8),
             positions=np.array(molecule.GetConformer().GetPositions()),
-            smiles=fields[0],
+            smiles=smiles,
             targets={},
         )
+
+
+def _smiles_lines(path):
+    """Number of a line -> its key, which is all that follows the SMILES, and its SMILES. Raises UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); give --molecules qm9, or a file of SMILES in UTF-8"
+        ) from error
+    found, line_of = {}, {}
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.strip().split(maxsplit=1)
+        if not fields:
+            continue
+        key = fields[1] if len(fields) > 1 else f"{Path(path).stem}-{number:06d}"
+        if line_of.setdefault(key, number) != number:
+            raise UserError(f"{path}:{number}: the key {key!r} is that of line {line_of[key]}; give each line its own")
+        found[number] = key, fields[0]
+    return found
 
 
 def _refuse_ions_and_radicals(molecule):
@@ -141,15 +158,21 @@ def _work(molecule, spectra=SPECTRA):
 def placed_rows(path):
     """Yield (byte where it begins, row) of a JSON-lines file, if it is there.
 
-    A torn last line is left out: a kill left it, or it is being written.
+    A torn last line is left out: a kill left it, or it is being written. Raises UserError where another is no JSON.
     """
     if not Path(path).exists():
         return
     with Path(path).open("rb") as file:
         place = 0
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield place, json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(
+                        f"{path}:{number}: is no JSON ({error}); remove the line, and its molecule is computed again"
+                    ) from error
+                yield place, row
             place += len(line)
 
 
@@ -278,12 +301,12 @@ def main(arguments=None):
         raise SystemExit(f"--spectra {options.spectra}: {', '.join(sorted(unknown))} is none of {', '.join(SPECTRA)}")
     try:
         exclude = excluded(options.exclude)
+        source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
+        molecules = list(source)
+        chosen = qm9.choose(molecules, options.count or len(molecules), options.seed)
+        run(chosen, options.out, options.processes, spectra, exclude)
     except UserError as error:
         raise SystemExit(str(error)) from error
-    source = qm9.molecules() if options.molecules == "qm9" else smiles_molecules(options.molecules)
-    molecules = list(source)
-    chosen = qm9.choose(molecules, options.count or len(molecules), options.seed)
-    run(chosen, options.out, options.processes, spectra, exclude)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,40 @@ def test_molecules_of_a_smiles_file(smiles_file):
     np.testing.assert_array_equal(water.positions, again.positions)
 
 
+def test_names_of_several_words(tmp_path):
+    path = tmp_path / "some.smi"
+    path.write_text("CC(=O)O\tacetic acid \n  CC(=O)OC(C)=O\tacetic anhydride\n")
+    assert [molecule.key for molecule in computed.smiles_molecules(path)] == ["acetic acid", "acetic anhydride"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"some\.smi: cannot be read \(.*No such file.*; give --molecules qm9, or a file of SMILES in UTF-8"),
+        ("C méthane".encode("latin-1"), r"some\.smi: cannot be read \(.*decode"),
+        (b"C one\n\nO two\nN one\n", r"some\.smi:4: the key 'one' is that of line 1; give each line its own"),
+        (b"C some-000002\nO\n", r"some\.smi:2: the key 'some-000002' is that of line 1"),
+    ],
+)
+def test_a_smiles_file_that_cannot_be_computed(tmp_path, content, reason):
+    path = tmp_path / "some.smi"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=reason):
+        computed.main(["--molecules", str(path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", [b'{"key": "water", "numbers": [8, 1\n', b"\xff\n"])
+def test_a_line_of_results_that_is_no_json(finished, smiles_file, tmp_path, line):
+    results = tmp_path / "results.jsonl"
+    results.write_bytes((finished / "results.jsonl").read_bytes() + line)
+    with pytest.raises(UserError, match=r"results\.jsonl:4: is no JSON \(.*; remove the line, and its molecule"):
+        computed.open(argparse.Namespace(folder=tmp_path))
+    with pytest.raises(SystemExit, match=r"results\.jsonl:4: is no JSON"):
+        computed.main(["--molecules", str(smiles_file), "--out", str(tmp_path)])
+
+
 def test_ions_and_radicals_are_refused(tmp_path):
     """A zwitterion, and a salt with both of its ions, are neutral."""
     path = tmp_path / "some.smi"
