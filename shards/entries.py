@@ -105,11 +105,24 @@ def _members(path):
         for member in archive:
             if not (member.isfile() and member.name.lower().endswith(".sdf")):
                 continue
-            found, tail, file = True, b"", archive.extractfile(member)
-            for block in iter(lambda file=file: file.read(BLOCK), b""):
-                tail = (tail + block)[-len(END) - 2 :]
-                yield block
-            if not tail.rstrip().endswith(END.strip()):  # the next member begins a new entry
-                yield END + b"\n"
+            found = True
+            yield from _ended(archive.extractfile(member))
     if not found:
         raise UserError(f"{path}: has no .sdf in it; give an SDF or an archive of one")
+
+
+def _ended(file):
+    """Yield the bytes of a member so that the next one begins a new entry.
+
+    Its last entry is ended where it is not; blank lines after the last are left out, they would be the next one's.
+    """
+    last, space = b"", b""
+    for block in iter(lambda: file.read(BLOCK), b""):
+        block = space + block
+        text = block.rstrip()
+        last, space = (last + text[-len(END) :])[-len(END) :], block[len(text) :]
+        yield text
+    if last == END:
+        yield b"\n"
+    elif last:
+        yield space + END + b"\n"

@@ -98,6 +98,26 @@ def test_the_same_records_however_the_file_is_packed(some, write, tmp_path):
                 assert_same(one, dataclasses.replace(other, source=path.name))
 
 
+@pytest.mark.parametrize("block", [3, 100, entries.BLOCK])
+@pytest.mark.parametrize("after", ["", "\n", " \n", "\r\n\r\n", "\n" * 20])
+def test_blank_lines_between_the_members_of_an_archive(some, write, tmp_path, monkeypatch, block, after):
+    """They belong to no entry; an entry without a title begins with one, which does."""
+    texts = [text + "$$$$\n" for text in some.split("$$$$\n")[:4]]
+    texts[2] = "\n" + texts[2].partition("\n")[2]
+    expected, _ = read(opened(sdf, "--from", write("".join(texts))))
+    archive = tmp_path / "some.tar"
+    with tarfile.open(archive, "w") as file:
+        for i, text in enumerate([texts[0] + texts[1] + after, after, texts[2] + after, texts[3]]):
+            member = tarfile.TarInfo(f"{i}.sdf")
+            member.size = len(text)
+            file.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setattr(entries, "BLOCK", block)
+    records, rejects = read(opened(sdf, "--from", archive))
+    assert not rejects
+    for one, other in zip(records, expected, strict=True):
+        assert_same(one, dataclasses.replace(other, source=archive.name))
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.text("a$\n", max_size=8).filter(lambda text: "\n$$$$" not in f"\n{text}\n"), max_size=12),
