@@ -73,12 +73,15 @@ def build(source, out, settings, command, processes=1, part=None, strict=False):
     """Build OUT -> its Summary; with part ("I/N") only the chunks I, I + N, … -> None.
 
     command: what the manifest says of how the set was made. Raises UserError where out is there already, where an
-    unfinished build is of something else, where a set would be empty, or with strict at a refused record.
+    unfinished build is of something else, where a set would be empty, at a limit where the source cannot count
+    its rows, or with strict at a refused record.
     """
     out = Path(out)
     for name, value in (("shard", settings.shard), ("block", settings.block), ("limit", settings.limit)):
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; give 1 or more")
+    if settings.limit is not None and source.uncounted:
+        raise UserError(f"--limit is {settings.limit}, but {source.uncounted}")
     if processes < 1:
         raise UserError(f"--processes is {processes}; give 1 or more")
     if settings.drop_duplicates and not settings.inchikey:

@@ -142,7 +142,7 @@ def _add_build_arguments(command):
     add("--split", help="share to hold out, such as 0.1, or parts with their shares, such as val=0.05,test=0.05")
     add("--split-by", choices=["key", "scaffold"], default=default.split_by, help="what is not split (default: key)")
     add("--exclude", type=Path, metavar="FILE", help="keys to leave out, one a line, such as those of a test set")
-    add("--limit", type=int, metavar="N", help="read the first N rows only")
+    add("--limit", type=int, metavar="N", help="read the first N rows only (not of geom)")
     add("--shard", type=int, default=default.shard, help="rows a shard (default: %(default)s)")
     add("--block", type=int, default=default.block, help="records a block (default: %(default)s)")
     add("--no-inchikey", dest="inchikey", action="store_false", help="do not look which records are of one molecule")

@@ -16,12 +16,14 @@ class Source(ABC):
 
     provenance: what the manifest says of the set (source, units of targets, methods). inputs: the files that are read;
     with their sizes they tell whether an interrupted build is of the same data. total: how many rows, None where only
-    reading tells.
+    reading tells. uncounted: where chunks have other numbers of rows than they are asked for, why --limit cannot count
+    them and what to do instead.
     """
 
     provenance: dict
     inputs: list[Path]
     total: int | None = None
+    uncounted: str = ""
 
     @abstractmethod
     def chunks(self, size):

@@ -43,6 +43,11 @@ def open(options):
 
 
 class GEOM(Source):
+    uncounted = (
+        "only reading tells how many conformers a molecule has; "
+        "give --conformers N for fewer of each, or --from a file with fewer molecules"
+    )
+
     def __init__(self, path, conformers, trusted):
         if conformers is not None and conformers < 1:
             raise UserError(f"--conformers {conformers}: must be at least 1")

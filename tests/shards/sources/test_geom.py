@@ -235,6 +235,14 @@ def test_conformers_of_a_molecule_are_in_one_part(tmp_path, ensembles):
     assert parts[0] | parts[1] == set(SMILES) and not parts[0] & parts[1]
 
 
+def test_rows_that_cannot_be_counted_have_no_limit(tmp_path, ensembles):
+    """Chunks are whole molecules: the first N rows would be others, and fewer, as the chunks happen to end."""
+    write_crude(tmp_path / "drugs_crude.msgpack", crude(ensembles))
+    with pytest.raises(UserError, match="--limit is 5, but only reading tells .*; give --conformers N .*, or --from"):
+        build.build(open_source(tmp_path), tmp_path / "out", build.Settings(limit=5), "made")
+    assert not list(tmp_path.glob("*out*"))
+
+
 def records(folder):
     shardset = ShardSet.open(folder)
     return shardset.records(range(len(shardset)))
