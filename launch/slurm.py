@@ -21,6 +21,7 @@ from submitit.core.utils import FailedJobError
 
 from launch.local import pretrain
 from mspt import config
+from mspt.commands.arguments import at_least
 from mspt.errors import UserError
 from shards.cli import build_parser as shards_parser
 
@@ -193,23 +194,17 @@ def follow(jobs, every=2.0, others=60.0):
     return states
 
 
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--config", action="append", default=[], help="again for a next stage, which starts from the encoder before")
     add("--array", metavar="KEY=V1,V2,…", help="a run for each value, in run.dir/KEY-VALUE; config=A,B: for each file")
     add("--shards", metavar='"build …"', help="what to give to shards, instead of --config")
-    add("--array-tasks", type=_positive, default=8, metavar="N", help="jobs that build shards (default: %(default)s)")
-    add("--nodes", type=_positive, default=1, help="(default: %(default)s)")
-    add("--gpus-per-node", type=_positive)
-    add("--tasks-per-node", type=_positive, help="ranks a node (default: one a GPU, or one)")
-    add("--cpus-per-task", type=_positive)
+    add("--array-tasks", type=at_least(1), default=8, metavar="N", help="jobs that build shards (default: %(default)s)")
+    add("--nodes", type=at_least(1), default=1, help="(default: %(default)s)")
+    add("--gpus-per-node", type=at_least(1))
+    add("--tasks-per-node", type=at_least(1), help="ranks a node (default: one a GPU, or one)")
+    add("--cpus-per-task", type=at_least(1))
     add("--mem", help="memory a node, such as 64G")
     add("--partition")
     add("--account")
@@ -220,11 +215,16 @@ def build_parser():
     add("--interface", help="network interface of NCCL and gloo, such as ib0")
     add(
         "--grace",
-        type=_positive,
+        type=at_least(1),
         default=120,
         help="seconds before the limit at which a run saves (default: %(default)s)",
     )
-    add("--retries", type=int, default=3, help="how often a job that fails is queued again (default: %(default)s)")
+    add(
+        "--retries",
+        type=at_least(0),
+        default=3,
+        help="how often a job that fails is queued again (default: %(default)s)",
+    )
     add("--logs", default="runs/slurm", help="folder of job scripts and logs (default: %(default)s)")
     add("--follow", action="store_true", help="print the log until the job is over")
     add("--dry-run", action="store_true", help="print the job script")

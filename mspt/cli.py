@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 from mspt.commands import downstream
+from mspt.commands.arguments import at_least
 from mspt.errors import UserError
 from mspt.training import interruption
 
@@ -193,7 +194,10 @@ def build_parser():
     prediction.add_argument("--data", required=True, help="a shard set or its Zarr twin")
     prediction.add_argument("--out", required=True, metavar="FILE.csv|FILE.xyz", help="what to write")
     prediction.add_argument(
-        "--budget-atoms", type=int, default=8192, help="atoms that are predicted together (default: %(default)s)"
+        "--budget-atoms",
+        type=at_least(1),
+        default=8192,
+        help="atoms that are predicted together (default: %(default)s)",
     )
     prediction.set_defaults(run_command=predict)
     data = commands.add_parser("data", help="look at a shard set")
@@ -225,7 +229,7 @@ def build_parser():
     embedding.add_argument("--pool", choices=["sum", "mean"], default="sum", help="over atoms (default: %(default)s)")
     embedding.add_argument("--atoms", action="store_true", help="write every atom's scalars too")
     embedding.add_argument(
-        "--budget-atoms", type=int, default=8192, help="atoms that are embedded together (default: %(default)s)"
+        "--budget-atoms", type=at_least(1), default=8192, help="atoms that are embedded together (default: %(default)s)"
     )
     embedding.set_defaults(run_command=embed)
     studies = downstream.add(commands)
@@ -248,8 +252,8 @@ def build_parser():
     table.add_argument("--targets", type=downstream.names, metavar="A,B", help="such as homo,gap (default: all)")
     table.add_argument("--labels", type=_numbers, metavar="N,M", help="such as 1000 (default: all of the scale)")
     table.add_argument("--seeds", type=_numbers, metavar="N,M", help="(default: all of the scale)")
-    table.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    table.add_argument("--processes", type=int, default=1, help="ranks of each run (default: %(default)s)")
+    table.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time (default: %(default)s)")
+    table.add_argument("--processes", type=at_least(1), default=1, help="ranks of each run (default: %(default)s)")
     table.add_argument("--figure", type=Path, metavar="PNG", help="draw learning curves of what is done")
     shown = table.add_mutually_exclusive_group()
     shown.add_argument("--show", action="store_true", help="run nothing, print what there is")

@@ -44,11 +44,11 @@ def level():
 
 
 def compiler():
-    """The C++ compiler: CXX if set, else the first found. Raises NoCompiler."""
-    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
+    """The C++ compiler: CXX if set, else the first found; GCC, whose OpenMP is torch's. Raises NoCompiler."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "c++")):
         if shutil.which(name):
             return name
-    raise NoCompiler("no C++ compiler (g++ or clang++) is on PATH; install one or set CXX")
+    raise NoCompiler("no C++ compiler (g++) is on PATH; install it or set CXX")
 
 
 def cache_folder():
@@ -77,7 +77,7 @@ def cached(library, make):
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
-        message = f"{error}; set MSPT_CACHE to a folder from which programs may be run"
+        message = f"{error}; set CXX to g++, and MSPT_CACHE to a folder from which programs may be run"
         raise NoCompiler(message) from error
 
 

@@ -124,9 +124,8 @@ def read(kind, path):
     try:
         return kind.model_validate(yaml.safe_load(Path(path).read_text()))
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give a table of configs/, such as table1"
-        ) from error
+        known = "scale of configs/scales, such as small" if kind is Scale else "table of configs/, such as table1"
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a {known}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -210,6 +209,12 @@ class Plan:
         resolved = config.load(path, overrides).model_dump(mode="json")
         del resolved["run"]
         resolved["sets"] = [self._identity(folder) for name in SETS if (folder := resolved["data"][name])]
+        # Wherever the data and the other runs lie, and however that is written, it is the same run.
+        resolved["model"]["init"] = before and before.folder.name
+        for name in SETS:
+            folder = resolved["data"][name]
+            if folder and Path(folder).is_relative_to(self.data):
+                resolved["data"][name] = str(Path(folder).relative_to(self.data))
         digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
         return Run(path, overrides, self.out / family / f"{path.stem}-{digest}", before)
 

@@ -91,6 +91,14 @@ def test_overrides_and_round_trip():
         ("objectives.contrast.negatives=most", "objectives.contrast.negatives is 'most'"),
         ("evaluation.patience=3", "patience counts measurements; set every too"),
         ("data.limit=0", "data.limit is 0"),
+        ("seed=99999999999999999999999", "seed is 99999999999999999999999"),
+        ("engine.betas=[0.9, 1.5]", "engine.betas.1 is 1.5"),
+        ("objectives.contrast.temperature=0", "objectives.contrast.temperature is 0"),
+        ("objectives.masked_patches.ratio=2", "objectives.masked_patches.ratio is 2"),
+        ("objectives.masked_patches.ratio=.nan", "objectives.masked_patches.ratio is nan"),
+        ("objectives.coord.sigma=-1", "objectives.coord.sigma is -1"),
+        ("objectives.coord.weight=-3", "objectives.coord.weight is -3"),
+        ("schedule.peak=.inf", "schedule.peak is inf"),
         ("objectives.property.loss=huber", "objectives.property"),
         ("training", "'training' is not an override; write key=value"),
     ],
@@ -108,6 +116,9 @@ def test_files_that_are_none(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("run: [1, 2")
     with pytest.raises(UserError, match="not valid YAML"):
+        config.load(broken)
+    broken.write_bytes("run: {dir: Ü}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"no text in UTF-8 \(byte 11\)"):
         config.load(broken)
     broken.write_text("3")
     with pytest.raises(UserError, match="int"):

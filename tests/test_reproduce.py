@@ -71,6 +71,19 @@ def test_a_set_that_is_another_makes_other_runs_of_what_learns_from_it(tmp_path)
     assert not set(folders()) & {*before, *grown}
 
 
+def test_a_run_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
+    """However --data and --out are written, and after both have moved."""
+    monkeypatch.chdir(tmp_path)
+
+    def names(data, out):
+        made = reproduce.Plan(CONFIGS / "table1.yaml", "small", data, out, {"rows": ("molspectra",), "seeds": (0,)})
+        return [run.folder.name for run in made.runs]
+
+    expected = names("data", "runs/x")
+    assert names(tmp_path / "data", "runs/x") == names("data", tmp_path / "runs/x") == expected
+    assert names("/elsewhere/sets", "/elsewhere/runs") == expected
+
+
 def test_a_table_of_forces_is_one_run_a_row_and_seed(tmp_path):
     made = plan(tmp_path, "forces", rows=("torchmd-net",), seeds=(0, 1))
     assert len(made.cells) == 4 and {cell.target for cell in made.cells} == {"energy", "forces"}
@@ -98,7 +111,7 @@ def test_an_ablation_differs_from_the_whole_in_its_spectra_alone(tmp_path):
     ("table", "scale", "only", "expected"),
     [
         ("table3", "small", {}, "table3.yaml: cannot be read"),
-        ("table1", "tiny", {}, "tiny.yaml: cannot be read"),
+        ("table1", "tiny", {}, "tiny.yaml: cannot be read .*give a scale of configs/scales"),
         ("table1", "small", {"rows": ("schnet",)}, "--rows: schnet is not in this table; it has egnn"),
         ("table1", "small", {"targets": ("alpha",)}, "--targets: alpha is not in this table; it has"),
         ("table1", "small", {"labels": (7,)}, "--labels: 7 is not in this table; it has 1000, 10000"),

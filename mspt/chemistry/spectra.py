@@ -44,7 +44,7 @@ class LineShape(Settings):
     """
 
     shape: Literal["lorentzian", "gaussian"]
-    width: float = Field(gt=0, allow_inf_nan=False)
+    width: float = Field(gt=0)
 
 
 # IR and Raman: the 10 cm^-1 usual for computed gas-phase spectra. UV-Vis: σ 0.2 eV.

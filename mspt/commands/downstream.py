@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from mspt.commands.arguments import at_least
 from mspt.errors import UserError
 
 A_SET = "a shard set or its Zarr twin"
@@ -127,9 +128,11 @@ def _add_probe(commands):
     command.add_argument("--train", required=True, metavar="SET", help=f"{A_SET}, to fit on")
     command.add_argument("--test", required=True, metavar="SET", help=f"{A_SET}, to measure on")
     command.add_argument("--targets", required=True, type=names, metavar="NAME,…", help="such as homo,lumo,gap")
-    command.add_argument("--labels", type=int, metavar="N", help="fit on so many molecules, drawn at random")
+    command.add_argument("--labels", type=at_least(1), metavar="N", help="fit on so many molecules, drawn at random")
     command.add_argument("--pool", choices=["sum", "mean"], default="sum", help="over atoms (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of that draw and of the untrained encoder's weights")
+    command.add_argument(
+        "--seed", type=at_least(0), default=0, help="of that draw and of the untrained encoder's weights"
+    )
     command.add_argument("--json", action="store_true", help="the same as JSON")
     command.set_defaults(run_command=probe)
     return command
@@ -158,7 +161,9 @@ def _add_retrieve(commands):
     command.add_argument(
         "--calibrated", action="store_true", help="take the query's intensities as they are, in the units of training"
     )
-    command.add_argument("--top", type=int, default=10, metavar="K", help="answers to a query (default: %(default)s)")
+    command.add_argument(
+        "--top", type=at_least(1), default=10, metavar="K", help="answers to a query (default: %(default)s)"
+    )
     command.add_argument("--out", metavar="FILE.csv", help="write the answers to every query")
     command.set_defaults(run_command=retrieve)
     return command

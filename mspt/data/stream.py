@@ -36,7 +36,7 @@ class Part(Settings):
     """One shard set of a mixture. weight: its share of the records of an epoch, beside the other weights."""
 
     path: str
-    weight: float = Field(gt=0, allow_inf_nan=False)
+    weight: float = Field(gt=0)
 
 
 class Split(Settings):

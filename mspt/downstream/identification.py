@@ -44,8 +44,8 @@ def scaled(spectra, library):
     """
     result = {}
     for name, values in spectra.items():
-        first, *_, last = np.flatnonzero(values)
-        area = float(library.mean[name][first : last + 1].sum())
+        there = np.flatnonzero(values)
+        area = float(library.mean[name][there[0] : there[-1] + 1].sum())
         if not area > 0:
             raise UserError(
                 f"--query {name}: cannot be scaled, because no molecule of --data has such a spectrum; give a set that "

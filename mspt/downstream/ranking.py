@@ -16,8 +16,8 @@ CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 def ranks(molecules, spectra, chunk=None):
     """Rank of every match among all, from 1: molecules [p, F], spectra [p, F] -> direction -> int64 [p].
 
-    Row i of one matches row i of the other. The rank counts those at least as similar, so that ties never help. chunk:
-    similarities that are worked on at once.
+    Row i of one matches row i of the other. The rank counts all but those less similar, so that neither ties nor what
+    is no number ever help. chunk: similarities that are worked on at once.
     """
     p = len(molecules)
     least = (molecules * spectra).sum(1) - TIE
@@ -25,8 +25,8 @@ def ranks(molecules, spectra, chunk=None):
     for own, similarities in _pieces(molecules, spectra, chunk):
         # A match counts once, however the product was rounded.
         similarities.diagonal(own.start).fill_(2.0)
-        above["molecule_to_spectrum"][own] = (similarities >= least[own, None]).sum(1)
-        above["spectrum_to_molecule"] += (similarities >= least).sum(0)
+        above["molecule_to_spectrum"][own] = (~(similarities < least[own, None])).sum(1)
+        above["spectrum_to_molecule"] += (~(similarities < least)).sum(0)
     return above
 
 

@@ -23,6 +23,7 @@ from mspt.data.opening import broadened
 from mspt.data.shardset import grids
 from mspt.data.zarr_arrays import StoreWriter
 from mspt.downstream import similarity
+from mspt.errors import UserError
 from mspt.models.pretraining import Pass
 
 KIND = "predicted spectra"
@@ -86,7 +87,8 @@ def compare(network, objective, molecules, training, settings, device, out, abou
     """Write the predictions for a set as the store out -> name -> predictor -> score -> its values [N].
 
     training: a Training. settings: DataSettings. about: what the store's attributes say of run and data. A molecule
-    without a spectrum, or with one that is zero throughout, has NaN scores.
+    without a spectrum, or with one that is zero throughout, has NaN scores. Raises UserError where what is predicted is
+    not finite.
     """
     names = list(objective.heads)
     found = {name: {who: {score: [] for score in SCORES} for who in PREDICTORS} for name in names}
@@ -97,6 +99,9 @@ def compare(network, objective, molecules, training, settings, device, out, abou
             texts = [key.encode() for key in batch.keys]
             columns = {"keys": np.frombuffer(b"".join(texts), np.uint8)}
             for name in names:
+                broken = (~predicted[name].isfinite().all(1)).nonzero()[:, 0].tolist()
+                if broken:
+                    raise UserError(f"the {name} predicted of {batch.keys[broken[0]]} is not finite; give another run")
                 true = batch.spectra[name].cpu()
                 there = batch.present[name].cpu() & (true > 0).any(1)
                 others = {

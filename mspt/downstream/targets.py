@@ -20,37 +20,21 @@ class Reporting(NamedTuple):
     additive: bool
 
 
-MILLI, TOTAL = Reporting("meV", 1000.0, False), Reporting("meV", 1000.0, True)
-# QM9's targets as shards/sources/qm9.py holds them, in the units of published tables.
-REPORTED = {
-    "mu": Reporting("D", 1.0, False),
-    "alpha": Reporting("a0^3", 1.0, False),
-    "homo": MILLI,
-    "lumo": MILLI,
-    "gap": MILLI,
-    "r2": Reporting("a0^2", 1.0, False),
-    "zpve": MILLI,
-    "u0": TOTAL,
-    "u298": TOTAL,
-    "h298": TOTAL,
-    "g298": TOTAL,
-    "cv": Reporting("cal/mol/K", 1.0, False),
-    "energy": TOTAL,
-}
+# Targets that are total energies, of QM9 and of trajectories.
+TOTAL = ("u0", "u298", "h298", "g298", "energy")
 
 
 def units_of(molecules):
-    """name -> unit, as a shard set or its Zarr twin says."""
-    manifest = molecules.manifest
-    return manifest.get("units") or manifest["provenance"].get("units", {})
+    """Target -> unit, as a shard set or its Zarr twin says."""
+    return molecules.manifest["provenance"].get("units", {})
 
 
 def reporting(name, units):
     """The Reporting of a target. units: name -> unit in the set, as of units_of."""
-    if name in REPORTED:
-        return REPORTED[name]
     unit = units.get(name, "unit not stated")
-    return MILLI if unit == "eV" else Reporting(unit, 1.0, False)
+    # Published tables have energies in meV, and all else in the units that sets have it in.
+    unit, factor = ("meV", 1000.0) if unit == "eV" else (unit, 1.0)
+    return Reporting(unit, factor, name in TOTAL)
 
 
 def fit_references(numbers, ptr, values):

@@ -191,8 +191,9 @@ class Pretraining(nn.Module):
 
     def predict(self, batch):
         """What the supervised objectives make of the clean structures: name -> values, in the units of the labels."""
-        model = Pass(self.network, batch)
-        return {name: value for each in self.supervised.values() for name, value in each.predict(model).items()}
+        # Each in a pass of its own: forces are by positions that the energy must be computed from anew.
+        parts = [each.predict(Pass(self.network, batch)) for each in self.supervised.values()]
+        return {name: value for part in parts for name, value in part.items()}
 
     def baseline(self, batch):
         """The same without the network."""

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -20,8 +21,8 @@ class ContrastSettings(Settings):
     et al., 2021), so that the loss does not depend on how the batch is cut.
     """
 
-    weight: float = 1.0
-    temperature: float = 0.07
+    weight: float = Field(1.0, ge=0)
+    temperature: float = Field(0.07, gt=0)
     directions: Literal["both", "molecule_to_spectrum"] = "both"
     negatives: Literal["micro", "ranks", "global"] = "ranks"
 

@@ -1,5 +1,6 @@
 """Coord: denoising of coordinates, a learned force field (Zaidi et al., ICLR 2023)."""
 
+from pydantic import Field
 from torch import nn
 
 from mspt.errors import UserError
@@ -12,8 +13,8 @@ from mspt.settings import Settings
 class CoordSettings(Settings):
     """weight: in the joint loss. sigma: standard deviation of the noise, Å."""
 
-    weight: float = 1.0
-    sigma: float = 0.04
+    weight: float = Field(1.0, ge=0)
+    sigma: float = Field(0.04, ge=0)
 
 
 class Coord(nn.Module):

@@ -19,7 +19,7 @@ class SE3DDMSettings(Settings):
     levels: of the noise on distances; a molecule gets one of them, in each direction its own. anneal_power: a in σ^a.
     """
 
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)
     sigma: float = Field(0.3, gt=0)
     levels: NoiseLevels = NoiseLevels()
     anneal_power: float = 2.0

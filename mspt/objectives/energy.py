@@ -23,8 +23,8 @@ class EMGPSettings(Settings):
     distribution; the public code takes one, which adds plain Gaussian noise.
     """
 
-    weight: float = 1.0
-    level_weight: float = 0.2
+    weight: float = Field(1.0, ge=0)
+    level_weight: float = Field(0.2, ge=0)
     levels: NoiseLevels = NoiseLevels()
     steps: int = Field(1, ge=1)
 

@@ -5,6 +5,7 @@ Legend: m molecules, n atoms.
 """
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from mspt.chemistry.units import HARTREE_EV, HARTREE_KCAL_MOL
@@ -21,9 +22,9 @@ class ForcesSettings(Settings):
     """
 
     target: str = "energy"
-    weight: float = 1.0
-    energy_weight: float = 0.2
-    force_weight: float = 0.8
+    weight: float = Field(1.0, ge=0)
+    energy_weight: float = Field(0.2, ge=0)
+    force_weight: float = Field(0.8, ge=0)
     references: bool = False
 
 

@@ -21,8 +21,8 @@ class FradSettings(Settings):
     on the torsion about every rotatable bond, degrees, as in the public code.
     """
 
-    weight: float = 1.0
-    sigma: float = 0.04
+    weight: float = Field(1.0, ge=0)
+    sigma: float = Field(0.04, ge=0)
     torsion_sigma: float = Field(2.0, ge=0)
 
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from mspt.chemistry.spectra import SPECTRA
@@ -16,8 +17,8 @@ class MaskedPatchesSettings(Settings):
     be read off its neighbours. `spans` hides every point of the masked patches from all windows.
     """
 
-    weight: float = 1.0
-    ratio: float = 0.1
+    weight: float = Field(1.0, ge=0)
+    ratio: float = Field(0.1, gt=0, le=1)
     masking: Literal["patches", "spans"] = "patches"
 
 

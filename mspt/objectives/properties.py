@@ -6,6 +6,7 @@ Legend: m molecules.
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from mspt.models.heads import DipoleNorm, ScalarReadout, SpatialExtent
@@ -27,7 +28,7 @@ class PropertySettings(Settings):
     """
 
     target: str
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)
     loss: Literal["mse", "l1"] = "mse"
     head: Literal["scalar", "dipole_norm", "spatial_extent"] | None = None
     references: bool | None = None

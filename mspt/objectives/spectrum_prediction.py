@@ -25,7 +25,7 @@ RECORDS = 20_000
 class SpectrumPredictionSettings(Settings):
     """weight: in the joint loss. spectra: which are predicted. hidden: width of each one's multilayer perceptron."""
 
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)
     spectra: tuple[Literal[SPECTRA], ...] = SPECTRA
     hidden: int = Field(256, ge=1)
 

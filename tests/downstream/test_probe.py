@@ -73,7 +73,7 @@ def planted(tmp_path_factory, encoder):  # noqa: F811
     made[3].targets.pop("linear")
     folder = tmp_path_factory.mktemp("planted")
     for name, own in (("train", made[:120]), ("test", made[120:])):
-        ZarrSet.write(folder / name, own, {}, {"linear": "eV"})
+        ZarrSet.write(folder / name, own, {"units": dict.fromkeys(("linear", "energy", "u0"), "eV")}, {})
     return folder
 
 

@@ -48,6 +48,16 @@ def test_vectors_that_are_all_the_same_are_no_match():
     assert metrics["median_rank_spectrum_to_molecule"] == 50
 
 
+def test_what_is_no_number_is_no_match():
+    """As of a network that has not come out of its training."""
+    molecules, spectra = unit(20, 8), unit(20, 8)
+    molecules[3], spectra[7] = torch.nan, torch.nan
+    for chunk in (None, 30):
+        for own in ranks(molecules, spectra, chunk).values():
+            assert own[3] == own[7] == 20
+            assert own.min() >= 1
+
+
 def test_recall_of_planted_ranks():
     metrics = recalls({direction: torch.tensor([1, 1, 2, 5, 6, 10, 11, 40]) for direction in DIRECTIONS})
     recall = [metrics[f"recall_at_{k}_molecule_to_spectrum"] for k in (1, 5, 10)]

@@ -30,9 +30,12 @@ def test_an_element_without_reference_is_named():
 
 
 def test_units_of_reports():
-    """By QM9's names, else by the set's unit: electronvolts become their thousandths."""
-    assert reporting("homo", {}) == ("meV", 1000.0, False)
+    """By the set's unit, whatever the name: electronvolts become their thousandths."""
+    assert reporting("homo", {"homo": "eV"}) == ("meV", 1000.0, False)
     assert reporting("u0", {"u0": "eV"}).additive
+    assert reporting("mu", {"mu": "D"}) == ("D", 1.0, False)
+    assert reporting("alpha", {"alpha": "Å^3"}) == ("Å^3", 1.0, False)
+    assert reporting("gap", {}) == ("unit not stated", 1.0, False)
     assert reporting("binding", {"binding": "eV"}) == ("meV", 1000.0, False)
     assert reporting("solubility", {"solubility": "mol/L"}) == ("mol/L", 1.0, False)
     assert reporting("solubility", {}).unit == "unit not stated"

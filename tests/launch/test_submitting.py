@@ -81,8 +81,8 @@ def test_a_grace_that_was_given_stays(capsys):
         (["--shards", "build qm9"], "required: --out"),
         (["--shards", "build qm9 --out x", "--nodes=2"], "each of one task on one node"),
         (["training.steps=5"], "give --config or --shards"),
-        ([*CONFIG, "--nodes=0"], "'0' is no whole number above 0"),
-        ([*CONFIG, "--grace=-5"], "'-5' is no whole number above 0"),
+        ([*CONFIG, "--nodes=0"], "'0' is no whole number of 1 or more"),
+        ([*CONFIG, "--grace=-5"], "'-5' is no whole number of 1 or more"),
     ],
 )
 @pytest.mark.usefixtures("on_a_cluster")

@@ -78,6 +78,36 @@ def test_published_arithmetic(change):
         torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_second_derivative_where_atoms_coincide():
+    """Losses on forces and of 3D-EMGP take it."""
+    model = type("Built", (EncoderContract,), {"settings": painn.TINY})().build()
+    positions = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 0, 0.5]], dtype=torch.float64, requires_grad=True)
+    scalars, _ = model(torch.tensor([6, 1, 8]), positions, torch.tensor([0, 3]))
+    (slope,) = torch.autograd.grad(scalars.square().sum(), positions, create_graph=True)
+    gradients = torch.autograd.grad(slope.square().sum(), [positions, *model.parameters()], materialize_grads=True)
+    assert all(gradient.isfinite().all() for gradient in (slope, *gradients))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_basis_near_and_far(dtype, tolerance):
+    """Values and two derivatives of sin(k π r / c) / r, where its series takes over too."""
+    distance = torch.cat([torch.logspace(-9, -1, 60, dtype=dtype), torch.linspace(0.2, 5, 40, dtype=dtype)])
+    distance = distance.requires_grad_()
+    found = painn.SineBasis(20, 5.0).evaluate(distance)
+    (slope,) = torch.autograd.grad(found.sum(), distance, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), distance)
+    r = distance.detach().double()[:, None]
+    frequency = math.pi / 5 * torch.arange(1, 21, dtype=torch.float64)
+    expected = frequency * torch.sinc(r * frequency / math.pi)
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+    x = r * frequency
+    near = x < 0.05
+    series = -(frequency**3) * (1 / 3 - x.square() / 10 + x**4 / 168)
+    exact = frequency**3 * ((2 - x.square()) * torch.sin(x) / x**3 - 2 * torch.cos(x) / x.square())
+    second = torch.where(near, series, exact).sum(1)
+    assert (bend - second).abs().max() < 1e3 * tolerance * second.abs().max()
+
+
 def test_published_size():
     """With the published code's table of 100 elements and head, F -> F / 2 -> 1, the 600 k that the paper states."""
     model = encoders.build(painn.QM9)

@@ -35,6 +35,19 @@ def batch():
 
 
 @torch.no_grad()
+def test_forces_beside_a_property():
+    """A property is predicted of the clean pass, which the forces' must not take its features from."""
+    torch.manual_seed(0)
+    settings = ObjectivesSettings(property={"target": "energy"}, forces=ForcesSettings())
+    both = Pretraining(NetworkSettings(encoder=TINY), settings).double()
+    alone = Pretraining(NetworkSettings(encoder=TINY), ObjectivesSettings(forces=ForcesSettings())).double()
+    alone.load_state_dict({name: both.state_dict()[name] for name in alone.state_dict()})
+    expected = alone("predict", batch())["forces"]
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(both("predict", batch())["forces"], expected)
+
+
+@torch.no_grad()
 def test_forces_are_the_slope_of_the_energy():
     made, given, step = module(), batch(), 1e-4
     predicted = made("predict", given)

@@ -45,8 +45,15 @@ class SineBasis(NamedTuple):
 
     def evaluate(self, distance):
         """distance [P] Å -> [P, K] Å⁻¹."""
-        order = torch.arange(1, self.functions + 1, dtype=distance.dtype, device=distance.device) / self.cutoff
-        return math.pi * order * torch.sinc(distance[:, None] * order)
+        order = torch.arange(1, self.functions + 1, dtype=distance.dtype, device=distance.device)
+        frequency = math.pi / self.cutoff * order
+        x = distance[:, None] * frequency
+        # torch.sinc has no second derivative at zero.
+        small = x < 0.01
+        square = torch.where(small, x, 0.0).square()
+        series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42))
+        apart = torch.where(small, 1.0, x)
+        return frequency * torch.where(small, series, torch.sin(apart) / apart)
 
 
 class PaiNN(nn.Module):
