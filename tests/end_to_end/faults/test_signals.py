@@ -61,7 +61,7 @@ def test_in_the_middle_of_the_evaluation(tmp_path):
 
 def test_in_the_middle_of_a_validation(tmp_path):
     """It is broken off and, when the run goes on, made up for."""
-    settings = (*LABELLED, "data.split={train: 24, validation: 180}", "data.budget={molecules: 2, atoms: 60}")
+    settings = (*LABELLED, "data.split={train: 24, validation: 180}", "data.budget={molecules: 1, atoms: 30}")
     settings = (2, 6, *settings, "checkpoint.every=100")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert Run(whole, *settings).end() == [0, 0]
