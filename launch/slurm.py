@@ -175,23 +175,27 @@ def follow(jobs, every=2.0, others=60.0):
         states[job_id] = now or states[job_id]
 
     for job in jobs:
-        shown, last = 0, False
-        while not last:
-            last = job.job_id in over
-            if job.paths.stdout.exists():
-                with job.paths.stdout.open(errors="replace") as log:
-                    log.seek(shown)
-                    print(log.read(), end="", flush=True)
-                    shown = log.tell()
-            if last:
-                continue
+        shown = 0
+        while job.job_id not in over:
+            shown = _show(job.paths.stdout, shown)
             ask(job.job_id)
             if time.monotonic() - asked > others:
                 asked = time.monotonic()
                 for other in states.keys() - over - {job.job_id}:
                     ask(other)
             time.sleep(every)
+        _show(job.paths.stdout, shown)
     return states
+
+
+def _show(log, begin):
+    """Print a log, which may not be there yet, from a place on -> the place up to which it is printed."""
+    if not log.exists():
+        return begin
+    with log.open(errors="replace") as file:
+        file.seek(begin)
+        print(file.read(), end="", flush=True)
+        return file.tell()
 
 
 def build_parser():

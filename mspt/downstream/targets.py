@@ -9,6 +9,7 @@ import numpy as np
 
 from mspt.chemistry.elements import MAX_NUMBER, SYMBOLS
 from mspt.errors import UserError
+from mspt.objectives.properties import TOTAL_ENERGIES
 
 
 class Reporting(NamedTuple):
@@ -21,7 +22,7 @@ class Reporting(NamedTuple):
 
 
 # Targets that are total energies, of QM9 and of trajectories.
-TOTAL = ("u0", "u298", "h298", "g298", "energy")
+TOTAL = (*TOTAL_ENERGIES, "energy")
 
 
 def units_of(molecules):

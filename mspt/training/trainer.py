@@ -15,7 +15,7 @@ from pydantic import Field
 from mspt.data import keyed
 from mspt.data.keyed import Keyed
 from mspt.data.stream import Stream
-from mspt.downstream import predictor
+from mspt.downstream import predictor, targets
 from mspt.errors import UserError
 from mspt.files import write
 from mspt.objectives import Pretraining
@@ -103,7 +103,7 @@ class Trainer:
             accumulation=config.data.lanes // self.process.world_size,
             takes_forces=self.module.takes_forces,
         )
-        self.units = self.train_sets[0].manifest["provenance"].get("units", {})
+        self.units = targets.units_of(self.train_sets[0])
         self.validation = Validation(config, self.module, self.engine, self.units, self.dir)
         for shardset in (self.validation.shardset, self.heldout_set):
             check_labels(self.module, shardset)

@@ -218,8 +218,9 @@ def test_response_in_float32_is_that_in_float64(geometry, excitation, name):
     np.testing.assert_allclose(strengths, fine_strengths, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["water", "hydrogen iodide"])
-def test_response_is_that_of_pyscf(geometry, name):
+# The strengths of iodide's band, 0.8 beside water's 0.1 and less, are off by density fitting in proportion.
+@pytest.mark.parametrize(("name", "relative"), [("water", 1e-7), ("hydrogen iodide", 0.01)])
+def test_response_is_that_of_pyscf(geometry, name, relative):
     """The lowest states as PySCF's own iterative solver finds them, in the same basis and functional.
 
     Of iodine's electrons there are those that def2-SVP's effective core potential leaves.
@@ -239,7 +240,7 @@ def test_response_is_that_of_pyscf(geometry, name):
     energies, strengths = excitations.excitations(numbers, positions)
     # Density fitting and the coarse grid move energies by hundredths of an eV.
     np.testing.assert_allclose(energies[:4], solver.e * HARTREE_EV, atol=0.05)
-    np.testing.assert_allclose(strengths[:4], solver.oscillator_strength(), atol=0.005, rtol=0.01)
+    np.testing.assert_allclose(strengths[:4], solver.oscillator_strength(), atol=0.005, rtol=relative)
 
 
 def test_excitations_do_not_depend_on_orientation(geometry, excitation):
