@@ -22,7 +22,6 @@ from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.kernels import selection
 from mspt.models.encoders.torchmd_et import TorchMDET, TorchMDETSettings
-from mspt.models.encoders.triplets import by_incoming, triplets
 from mspt.training import flops
 from mspt.training.engine import keep_freed_memory
 
@@ -87,18 +86,35 @@ def filtered_messages(given):
     return (*arguments, geometry.direction), 10 * channels * len(graph.source)
 
 
+def direction(given, graph):
+    """Vectors along the edges [3, e]; their lengths do not matter here."""
+    return (given.batch.positions[graph.target] - given.batch.positions[graph.source]).T.double()
+
+
+def triplets(given):
+    graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
+    along = direction(given, graph)
+    return (along, graph), 30 * len(kernels.triplets(along, graph).outgoing)
+
+
+def spherical_harmonics(given):
+    """Of all triplets, for positions that move."""
+    graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
+    seen = torch.randn(3, len(kernels.triplets(direction(given, graph), graph).outgoing), device=given.batch.ptr.device)
+    return ((seen / seen.norm(dim=0)).double().requires_grad_(), 7, given.dtype), 3 * 49 * seen.shape[1]
+
+
 def triplet_messages(given):
     """SphereNet's, at its published widths."""
     channels, degrees, basis = 64, 7, 8
     graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
-    incoming, outgoing = triplets(graph)
-    order, begin = by_incoming(incoming, len(graph.source))
+    met = kernels.triplets(direction(given, graph), graph)
     edges, functions = len(graph.source), degrees**2
-    known = given.random(edges, channels), given.random(len(order), functions).detach()
+    known = given.random(edges, channels), given.random(len(met.outgoing), functions).detach()
     maps = given.random(edges, degrees, basis), given.random(edges, functions, basis)
     weights = given.random(channels, basis), given.random(channels, basis)
-    products = len(order) * ((degrees + functions) * basis + 2 * basis * channels + 2 * channels)
-    return (*known, *maps, *weights, begin, outgoing[order], graph.ptr), products
+    products = len(met.outgoing) * ((degrees + functions) * basis + 2 * basis * channels + 2 * channels)
+    return (*known, *maps, *weights, met.begin, met.outgoing, graph.ptr), products
 
 
 def update(given):
@@ -124,6 +140,8 @@ OPERATIONS = (
     gate_table,
     radius_graph_attention,
     filtered_messages,
+    triplets,
+    spherical_harmonics,
     triplet_messages,
     linear,
     update,
@@ -199,7 +217,13 @@ def operations(options):
         for precision in PRECISIONS:
             if options.only and make.__name__ not in options.only:
                 continue
-            if precision != "fp32" and make in (radius_graph, filtered_messages, triplet_messages):  # in float32
+            if precision != "fp32" and make in (
+                radius_graph,
+                filtered_messages,
+                triplets,
+                spherical_harmonics,
+                triplet_messages,
+            ):  # in float32
                 continue
             for row in time_operation(make, precision, options.device, options.runs, rates):
                 rows.append(row)

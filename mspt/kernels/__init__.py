@@ -22,8 +22,10 @@ __all__ = [
     "pair_geometry",
     "radius_graph",
     "radius_graph_attention",
+    "spherical_harmonics",
     "sum_by_target",
     "triplet_messages",
+    "triplets",
     "update",
     "use",
     "whiten",
@@ -48,6 +50,16 @@ def radius_graph_attention(qkv, vec, table, graph, geometry, vector_cutoff):
 def filtered_messages(sent, vec, filters, graph, direction):
     """reference.filtered_messages."""
     return pick("filtered_messages", sent.device, sent.dtype)(sent, vec, filters, graph, direction)
+
+
+def triplets(direction, graph):
+    """reference.triplets."""
+    return pick("triplets", direction.device)(direction, graph)
+
+
+def spherical_harmonics(seen, degrees, dtype):
+    """reference.spherical_harmonics."""
+    return pick("spherical_harmonics", seen.device, dtype)(seen, degrees, dtype)
 
 
 def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr):

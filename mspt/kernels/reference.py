@@ -15,8 +15,10 @@ from torch.nn import functional
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from mspt.kernels import spline
+from mspt.kernels.harmonics import spherical_harmonics as spherical_harmonics
 from mspt.kernels.spline import cosine_cutoff
 from mspt.kernels.triplet_sums import triplet_sums
+from mspt.kernels.triplets import triplets as triplets
 
 
 class Graph(NamedTuple):

@@ -9,7 +9,6 @@ from torch.library import opcheck
 
 from mspt import kernels
 from mspt.kernels import reference, triplet_sums
-from mspt.models.encoders.triplets import by_incoming, triplets
 
 # sizes of molecules, channels, degrees, width of the basis, nearest neighbours kept
 CASES = {
@@ -26,14 +25,14 @@ CASES = {
 
 def case(sizes, channels, degrees, basis, most):
     """Tensors that have gradients, and those of the triplets."""
-    graph = kernels.radius_graph(*molecules(sizes), 3.0, most, False)
-    incoming, outgoing = triplets(graph)
-    order, begin = by_incoming(incoming, len(graph.source))
+    positions, ptr = molecules(sizes)
+    graph = kernels.radius_graph(positions, ptr, 3.0, most, False)
+    met = kernels.triplets((positions[graph.target] - positions[graph.source]).T, graph)
     torch.manual_seed(0)
     e, functions = len(graph.source), degrees**2
-    shapes = [(e, channels), (len(order), functions), (e, degrees, basis), (e, functions, basis)]
+    shapes = [(e, channels), (len(met.outgoing), functions), (e, degrees, basis), (e, functions, basis)]
     tensors = [torch.randn(shape) for shape in (*shapes, (channels, basis), (channels, basis))]
-    return tensors, (begin, outgoing[order], graph.ptr)
+    return tensors, (met.begin, met.outgoing, graph.ptr)
 
 
 def worst(name):

@@ -20,8 +20,7 @@ from torch.nn.functional import silu
 
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
-from mspt.models.encoders.spherical import bessel_roots, harmonics, spherical_bessel
-from mspt.models.encoders.triplets import by_incoming, next_around, safe_norm, triplets
+from mspt.models.encoders.bessel import bessel_roots, spherical_bessel
 from mspt.settings import Settings
 
 
@@ -104,24 +103,25 @@ class Basis(nn.Module):
         self.frequencies = nn.Parameter(math.pi * torch.arange(1, self.functions + 1, dtype=torch.float32))
 
     def forward(self, positions, graph, dtype):
-        incoming, outgoing = triplets(graph)
-        # Once a pair, and not once an edge.
-        distance, direction = safe_norm(positions[graph.second] - positions[graph.first])
+        # Once a pair, and not once an edge. Vectors are columns: sums over rows are the fast ones.
+        distance, direction = safe_norm((positions[graph.second] - positions[graph.first]).T)
         pair, x = graph.pair.abs().long() - 1, distance / self.cutoff
-        direction = -direction[pair] * graph.pair.sign()[:, None]  # from an edge's source to its target
-        axes, others = direction[outgoing], -direction[incoming]
-        normals = torch.linalg.cross(axes, others)
-        reference = safe_norm(normals)[1][next_around(axes, normals, outgoing)]
-        # sin θ cos φ and sin θ sin φ: of these the harmonics are polynomials, smooth where θ is 0 and φ is not defined.
-        cosine, sine = (normals * reference).sum(-1), (torch.linalg.cross(normals, reference) * axes).sum(-1)
-        order, begin = by_incoming(incoming, len(pair))
-        seen = torch.stack([(axes * others).sum(-1), cosine, sine])[:, order]
+        direction = -direction[:, pair] * graph.pair.sign()  # from an edge's source to its target
+        met = kernels.triplets(direction, graph)
+        axes, others = direction[:, met.outgoing], -direction[:, met.incoming]
+        normals = torch.linalg.cross(axes, others, dim=0)
+        reference = safe_norm(normals)[1][:, met.following]
+        # cos θ, sin θ cos φ and sin θ sin φ: of these the harmonics are polynomials, smooth where θ is 0 and φ is not
+        # defined.
+        products = axes * others, normals * reference, torch.linalg.cross(normals, reference, dim=0) * axes
         return Seen(
             radial=self.radial(x).to(dtype)[pair],
             spherical=self.spherical(x).to(dtype)[pair],
-            harmonics=harmonics(*seen, self.degrees).to(dtype).contiguous(),
-            begin=begin,
-            outgoing=outgoing[order],
+            harmonics=kernels.spherical_harmonics(
+                torch.stack([product.sum(0) for product in products]), self.degrees, dtype
+            ),
+            begin=met.begin,
+            outgoing=met.outgoing,
         )
 
     def radial(self, x):
@@ -138,6 +138,14 @@ class Basis(nn.Module):
         roots, factors = (part.to(x.device) for part in bessel_roots(self.degrees, self.functions))
         values = [spherical_bessel(row * x[:, None], order) for order, row in enumerate(roots)]
         return factors * torch.stack(values, 1)
+
+
+def safe_norm(vectors):
+    """Lengths [t] of vectors [3, t], and unit vectors; both zero, with zero gradient, where a vector is zero."""
+    squared = vectors.square().sum(0)
+    apart = squared > 0
+    root = torch.where(apart, squared, 1.0).sqrt()
+    return torch.where(apart, root, 0.0), vectors / root
 
 
 class SeparableMap(nn.Linear):

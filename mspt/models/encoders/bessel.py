@@ -1,4 +1,4 @@
-"""Spherical Bessel functions and real spherical harmonics, with derivatives everywhere."""
+"""Spherical Bessel functions, with derivatives everywhere, and their roots."""
 
 from functools import cache
 
@@ -49,43 +49,3 @@ def bessel_roots(orders, count):
 
 def _bessel(x, order):
     return spherical_bessel(torch.from_numpy(x), order).numpy()
-
-
-@cache
-def _prefactors(degrees):
-    """The norms of the harmonics of degree l and order m, as lists [l][m]."""
-    rows = []
-    for degree in range(degrees):
-        row, ratio = [], 1.0  # (l − m)! / (l + m)!
-        for order in range(degree + 1):
-            if order:
-                ratio /= (degree + order) * (degree - order + 1)
-            row.append(((2 if order else 1) * (2 * degree + 1) * ratio / (4 * np.pi)) ** 0.5)
-        rows.append(row)
-    return rows
-
-
-def harmonics(z, x, y, degrees):
-    """Real spherical harmonics of degree below degrees at unit vectors (x, y, z), each [t] -> [t, degrees²].
-
-    In each degree l: m = 0, then cosines of m φ for m = 1 to l, then sines for m = l to 1; with the sign (−1)^m of
-    Condon and Shortley.
-    """
-    legendre = {(0, 0): torch.ones_like(z)}  # (l, m) -> P_l^m(z) / (1 − z²)^(m / 2)
-    cosines, sines = [torch.ones_like(z)], [torch.zeros_like(z)]  # of m φ, times sin^m θ
-    for m in range(degrees):
-        if m:
-            legendre[m, m] = (1 - 2 * m) * legendre[m - 1, m - 1]
-            cosines, sines = (
-                [*cosines, x * cosines[-1] - y * sines[-1]],
-                [*sines, x * sines[-1] + y * cosines[-1]],
-            )
-        for degree in range(m + 1, degrees):
-            before = (degree + m - 1) * legendre[degree - 2, m] if degree > m + 1 else 0.0
-            legendre[degree, m] = ((2 * degree - 1) * z * legendre[degree - 1, m] - before) / (degree - m)
-    values = []
-    for degree, norms in enumerate(_prefactors(degrees)):
-        parts = [norm * legendre[degree, m] for m, norm in enumerate(norms)]
-        values += [part * cosines[m] for m, part in enumerate(parts)]
-        values += [parts[m] * sines[m] for m in range(degree, 0, -1)]
-    return torch.stack(values).T  # far faster than into their places one by one
