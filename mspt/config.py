@@ -116,6 +116,8 @@ def _explain(error, tree):
         known = ", ".join(_siblings(location))
         hint = f"did you mean {near[0]}?" if near else f"known here: {known}"
         return f"unknown key {key}; {hint}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # a place in a list of fixed length
+        return f"{key.rpartition('.')[0]} is {value!r}: it has too few values"
     if first["type"] == "missing":
         return f"missing key {key}; add it to the file or give {key}=VALUE"
     if first["type"] == "union_tag_invalid":

@@ -32,6 +32,18 @@ def fields(molecule, conformer=-1):
     }
 
 
+def refuse_ions_and_radicals(molecule):
+    """ValueError where an RDKit molecule is charged or has unpaired electrons: what is computed here is for neither."""
+    from rdkit import Chem
+
+    charge = Chem.GetFormalCharge(molecule)
+    radicals = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+    if charge or radicals:
+        raise ValueError(
+            f"charge {charge:+d}, {radicals} unpaired electrons; only neutral molecules with closed shells are computed"
+        )
+
+
 def embed(smiles, seed):
     """A SMILES -> a molecule with hydrogens in 3D, by ETKDG and MMFF94, the same for the same seed.
 

@@ -92,6 +92,7 @@ def test_overrides_and_round_trip():
         ("evaluation.patience=3", "patience counts measurements; set every too"),
         ("data.limit=0", "data.limit is 0"),
         ("seed=99999999999999999999999", "seed is 99999999999999999999999"),
+        ("engine.betas=[0.9]", "engine.betas is [0.9]: it has too few values"),
         ("engine.betas=[0.9, 1.5]", "engine.betas.1 is 1.5"),
         ("objectives.contrast.temperature=0", "objectives.contrast.temperature is 0"),
         ("objectives.masked_patches.ratio=2", "objectives.masked_patches.ratio is 2"),

@@ -14,7 +14,7 @@ import numpy as np
 from mspt import files
 from mspt.chemistry.units import AMU_ELECTRON_MASS, BOHR_ANGSTROM, FEMTOSECOND, HARTREE_KCAL_MOL, KELVIN_HARTREE
 from mspt.errors import UserError
-from shards.molecules import embed
+from shards.molecules import embed, refuse_ions_and_radicals
 from shards.quantum.vibrations import masses
 from shards.quantum.xtb import METHOD, XTB, model_hessian, relax
 
@@ -46,10 +46,12 @@ def sample(smiles, frames, every=20, settle=2000, temperature=500.0, seed=0, say
     """The arrays of an rMD17 file: every so many steps a frame, after some steps to settle.
 
     Units: Å, kcal/mol, kcal/mol/Å. say: called with the number of frames so far. Raises UserError where the molecule
-    cannot be made in 3D or falls apart, which a distance of over three times that of its minimum tells.
+    cannot be made in 3D, is charged or has unpaired electrons, or falls apart: a distance of over three times that of
+    its minimum tells.
     """
     try:
         molecule = embed(smiles, seed)
+        refuse_ions_and_radicals(molecule)
     except ValueError as error:
         raise UserError(f"--smiles: {error}") from error
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])

@@ -25,7 +25,7 @@ from mspt.chemistry.spectra import SPECTRA
 from mspt.data.schema import Lines, Record, RejectedRecord
 from mspt.errors import UserError
 from shards.build import excluded
-from shards.molecules import embed
+from shards.molecules import embed, refuse_ions_and_radicals
 from shards.source import Source
 from shards.sources import qm9
 
@@ -35,6 +35,8 @@ HELP = "a folder of shards.sources.computed"
 WEAKEST = {"uv_vis": 1e-5, "ir": 1e-3, "raman": 1e-3}
 # Vibrations below this (cm^-1) are hindered rotations that the harmonic picture gets wrong, far below the grid.
 LOWEST = {"uv_vis": 0.0, "ir": 30.0, "raman": 30.0}
+# What a row of a computed molecule has, beside the lines of each spectrum.
+FIELDS = {"key", "smiles", "numbers", "positions", "targets", "method", "seconds"}
 # A bond is a distance below this multiple of the sum of covalent radii.
 BOND = 1.25
 
@@ -98,7 +100,7 @@ def smiles_molecules(path):
     for number, (key, smiles) in _smiles_lines(path).items():
         try:
             molecule = embed(smiles, zlib.crc32(key.encode()))
-            _refuse_ions_and_radicals(molecule)
+            refuse_ions_and_radicals(molecule)
         except ValueError as error:
             yield key, f"{path}:{number}: {error}"
             continue
@@ -131,18 +133,6 @@ def _smiles_lines(path):
     return found
 
 
-def _refuse_ions_and_radicals(molecule):
-    """ValueError where an RDKit molecule is charged or has unpaired electrons: every method here computes neither."""
-    from rdkit import Chem
-
-    charge = Chem.GetFormalCharge(molecule)
-    radicals = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
-    if charge or radicals:
-        raise ValueError(
-            f"charge {charge:+d}, {radicals} unpaired electrons; only neutral molecules with closed shells are computed"
-        )
-
-
 def _work(molecule, spectra=SPECTRA):
     if isinstance(molecule, tuple):  # already refused by its reader
         return {"key": molecule[0], "reason": molecule[1]}
@@ -158,7 +148,8 @@ def _work(molecule, spectra=SPECTRA):
 def placed_rows(path):
     """Yield (byte where it begins, row) of a JSON-lines file, if it is there.
 
-    A torn last line is left out: a kill left it, or it is being written. Raises UserError where another is no JSON.
+    A torn last line is left out: a kill left it, or it is being written. Raises UserError where another is no JSON, or
+    no row of run.
     """
     if not Path(path).exists():
         return
@@ -167,13 +158,27 @@ def placed_rows(path):
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
                 try:
-                    row = json.loads(line)
+                    row = _parsed(line)
                 except ValueError as error:
                     raise UserError(
-                        f"{path}:{number}: is no JSON ({error}); remove the line, and its molecule is computed again"
+                        f"{path}:{number}: {error}; remove the line, and its molecule is computed again"
                     ) from error
                 yield place, row
             place += len(line)
+
+
+def _parsed(line):
+    """The row that a line holds. Raises ValueError where that is not what run writes."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"is no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError("is no object of JSON")
+    fields = {"key", "reason"} if "reason" in row else FIELDS | set(row.get("method", ()))
+    if missing := fields - set(row):
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    return row
 
 
 def _cut_torn_line(path):

@@ -294,5 +294,6 @@ def test_a_trajectory_is_read_as_rmd17s(tmp_path, capsys):
         energy, gradient, _ = calculator(x)
         assert record.targets["energy"] == pytest.approx(energy * HARTREE_EV, abs=1e-4)
         np.testing.assert_allclose(record.forces, -gradient * HARTREE_EV / BOHR_ANGSTROM, atol=2e-3)
-    with pytest.raises(SystemExit, match="--smiles: RDKit cannot read"):
-        dynamics.main(["--smiles", "C(", "--out", str(path)])
+    for smiles, reason in (("C(", "RDKit cannot read"), ("[NH4+]", r"charge \+1, 0 unpaired electrons")):
+        with pytest.raises(SystemExit, match=f"--smiles: {reason}"):
+            dynamics.main(["--smiles", smiles, "--out", str(path)])

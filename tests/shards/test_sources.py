@@ -172,6 +172,20 @@ def test_a_line_of_results_that_is_no_json(finished, smiles_file, tmp_path, line
         computed.main(["--molecules", str(smiles_file), "--out", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('["water"]', "is no object of JSON"),
+        ('{"reason": "broken"}', "lacks key"),
+        ('{"key": "x", "method": {"ir": "GFN2-xTB"}}', "lacks ir, numbers, positions, seconds, smiles, targets"),
+    ],
+)
+def test_a_line_of_results_that_is_no_row(finished, tmp_path, line, reason):
+    (tmp_path / "results.jsonl").write_text((finished / "results.jsonl").read_text() + line + "\n")
+    with pytest.raises(UserError, match=rf"results\.jsonl:4: {reason}; remove the line, and its molecule"):
+        computed.open(argparse.Namespace(folder=tmp_path))
+
+
 def test_ions_and_radicals_are_refused(tmp_path):
     """A zwitterion, and a salt with both of its ions, are neutral."""
     path = tmp_path / "some.smi"
