@@ -34,7 +34,7 @@ pretrain: env ## pre-train in two stages on the bundled molecules, as two proces
 test: export OMP_NUM_THREADS = 1
 test: lint ## check the style and the arrows between folders, then run all tests
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end
-	$(BIN)/pytest tests/end_to_end  # runs of several processes, by themselves
+	$(BIN)/pytest -n 2 --dist loadgroup tests/end_to_end  # runs of several processes: those under SLURM beside the others
 
 lint: env ## check the style and the arrows between folders
 	$(BIN)/ruff check

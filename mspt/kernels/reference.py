@@ -20,6 +20,9 @@ from mspt.kernels.spline import cosine_cutoff
 from mspt.kernels.triplet_sums import triplet_sums
 from mspt.kernels.triplets import triplets as triplets
 
+# Matrices at a time: cuSOLVER's routine for many small ones refuses more than some ten thousand.
+EIGH_AT_A_TIME = 8192
+
 
 class Graph(NamedTuple):
     """Edges sorted by target: source [e], target [e] (int64); edges ptr[i] to ptr[i + 1] end at atom i, ptr [n + 1].
@@ -270,7 +273,7 @@ class InverseSquareRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, matrix):
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = map(torch.cat, zip(*map(torch.linalg.eigh, matrix.split(EIGH_AT_A_TIME)), strict=True))
         root = (vectors * values.rsqrt()[:, None]) @ vectors.mT
         ctx.save_for_backward(matrix, values, vectors)
         return root

@@ -107,8 +107,9 @@ def initialise(patience=None):
         )
     os.environ.setdefault("LOCAL_RANK", "0")
     if on_gpu:
-        # A launcher may show each rank one GPU alone.
+        # A launcher may show each rank one GPU alone. DeepSpeed takes LOCAL_RANK for the number of a GPU as well.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        os.environ["LOCAL_RANK"] = str(device.index)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

@@ -8,7 +8,8 @@ advance(). Files alone could not say it: a shared file system may show them late
 
 The copy is the file that is to be written, byte for byte: format of safetensors, whose own writer copies each tensor
 once more and holds the interpreter's lock meanwhile. It takes the size of the rank's file of the host's memory for the
-whole run: 12 bytes a parameter, 16 with a moving average, divided by the number of ranks at every ZeRO stage.
+whole run: 12 bytes a parameter, 16 with a moving average, divided by the number of ranks at every ZeRO stage; beside a
+GPU, where PyTorch pins it, rounded up to a power of two.
 """
 
 import copy

@@ -214,3 +214,20 @@ def test_gradient_is_bounded_where_the_covariance_degenerates(exponents, gap, re
         assert to_vec.norm() <= bound
         # The result's rows are whitened, of length √F at most.
         assert to_weight.norm() <= 2 * gradient.norm() * channels**0.5
+
+
+def test_the_reference_takes_matrices_in_pieces(monkeypatch):
+    """Values, gradients and gradients of these: to the bit those of all matrices at once."""
+    torch.manual_seed(0)
+    vec, weight = torch.randn(10, 3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+
+    def everything():
+        leaves = [vec.clone().requires_grad_(), weight.clone().requires_grad_()]
+        value = reference.whiten(*leaves, (1e-4, 2e-4, 3e-4))
+        first = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
+        return [value, *first, *torch.autograd.grad(first[0].square().sum(), leaves)]
+
+    expected = everything()
+    monkeypatch.setattr(reference, "EIGH_AT_A_TIME", 4)
+    for one, other in zip(everything(), expected, strict=True):
+        assert torch.equal(one, other)
