@@ -41,7 +41,16 @@ def retrieve(options):
     run.objective("contrast", "retrieval")
     molecules, network = open_set(options.data), run.module.network
     query = identification.read(options.query or [])
-    subsets = [] if query else options.spectra or [subset("all")]
+    subsets = [] if query else list(dict.fromkeys(options.spectra or [subset("all")]))
+    for option, asked in (
+        *(("--query", [name]) for name in query),
+        *(("--spectra", each.split(",")) for each in subsets),
+    ):
+        if not set(asked) & set(run.data.spectra):
+            raise UserError(
+                f"{option} {','.join(asked)}: the run learnt from {', '.join(run.data.spectra)} alone (data.spectra); "
+                "ask by these, or give another run"
+            )
     library = retrieval.read(network, molecules, subsets, run.data, run.device)
     if query:
         spectra = query if options.calibrated else identification.scaled(query, library)

@@ -15,14 +15,17 @@ RANKS = ("best", "middling", "worst")
 
 
 def predictions(molecules, store, found, training, settings):
-    """True and predicted spectra of three molecules: those of the highest, the median and the lowest mean score.
+    """True and predicted spectra of three molecules: those of the highest, the median and the lowest mean score, over
+    the spectra that a molecule has.
 
     molecules: the set. store: of spectra.compare, and found what it gave. training: a spectra.Training.
     settings: DataSettings.
     """
     names = list(found)
-    rated = np.array([found[name]["model"][score] for name in names for score in SCORES]).mean(0)
-    order = np.argsort(-rated)[: np.isfinite(rated).sum()]  # NaN, a molecule without some spectrum, comes last
+    scores = np.array([found[name]["model"][score] for name in names for score in SCORES])
+    rated = np.nansum(scores, 0) / np.maximum(1, np.isfinite(scores).sum(0))
+    rated[np.isnan(scores).all(0)] = np.nan
+    order = np.argsort(-rated)[: np.isfinite(rated).sum()]  # NaN, a molecule without a spectrum, comes last
     if len(order):
         chosen = dict(zip(RANKS, (order[0], order[len(order) // 2], order[-1]), strict=True))
     else:

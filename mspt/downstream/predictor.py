@@ -83,7 +83,7 @@ def predict(folder, data, out, budget_atoms=8192):
 
     folder: as load's. data: a shard set or its Zarr twin. out: a CSV of key and values, or, where its name ends with
     .xyz, extended XYZ with forces too if the model has them. Runs on the GPU if there is one. Raises UserError where
-    one of them cannot be read or a molecule is over the budget.
+    one of them cannot be read, a molecule is over the budget or has an element that the model does not know.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor, molecules = load(folder), open_set(data)
@@ -97,15 +97,31 @@ def predict(folder, data, out, budget_atoms=8192):
     if not as_frames:
         csv.writer(text, lineterminator="\n").writerow(["key", *names])
     for batch in sequential(molecules, Budget(molecules=budget_atoms, atoms=budget_atoms)):
+        _refuse_unknown(module, batch, data)
         predicted = {name: values.cpu() for name, values in module.predict(batch.to(device)).items()}
         (_frames if as_frames else _rows)(text, batch, names, predicted)
     files.write(out, text.getvalue())
     return len(molecules), {name: predictor.units.get(name, "unit not stated") for name in names}
 
 
+def _refuse_unknown(module, batch, data):
+    """Raise UserError where a molecule has an element of whose energy the model has learnt nothing."""
+    for objective in module.supervised.values():
+        if found := objective.statistics.unknown(batch):
+            key, symbol = found
+            raise UserError(
+                f"{data}: {key} holds {symbol}, which is in none of the labelled molecules that the model was trained "
+                "on, so that nothing is known of its energy; leave such molecules out, or train on labels that have it"
+            )
+
+
 def _rows(text, batch, names, predicted):
     columns = [predicted[name].tolist() for name in names]
     csv.writer(text, lineterminator="\n").writerows(zip(batch.keys, *columns, strict=True))
+
+
+def _quoted(name):
+    return name if name.replace("_", "").isalnum() else '"' + name.replace('"', "'") + '"'
 
 
 def _frames(text, batch, names, predicted):
@@ -114,7 +130,7 @@ def _frames(text, batch, names, predicted):
     properties = "species:S:1:pos:R:3" + (":forces:R:3" if "forces" in predicted else "")
     symbols, ptr = [SYMBOLS[z] for z in batch.numbers.tolist()], batch.ptr.tolist()
     for i, key in enumerate(batch.keys):
-        values = " ".join(f"{name}={predicted[name][i].item()!r}" for name in names)
+        values = " ".join(f"{_quoted(name)}={predicted[name][i].item()!r}" for name in names)
         text.write(f'{ptr[i + 1] - ptr[i]}\nProperties={properties} key="{key}" {values} pbc="F F F"\n')
         for symbol, row in zip(symbols[ptr[i] : ptr[i + 1]], per_atom[ptr[i] : ptr[i + 1]], strict=True):
             text.write(f"{symbol} {' '.join(f'{value:.8g}' for value in row)}\n")

@@ -150,7 +150,9 @@ def _read(folder, names):
         numbers.append(batch.numbers.numpy())
         counts.append(batch.ptr.diff().numpy())
         for name in names:
-            values[name].append(batch.targets[name].numpy())
+            # No block of the batch may have it.
+            own = batch.targets.get(name)
+            values[name].append(np.full(len(batch.keys), np.nan) if own is None else own.numpy())
     values = {name: np.concatenate(parts) for name, parts in values.items()}
     return Side(molecules, keys, np.concatenate(numbers), blocks.ptr_of(np.concatenate(counts)), values)
 

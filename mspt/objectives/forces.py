@@ -66,7 +66,7 @@ class Forces(nn.Module):
     def forward(self, model, batch, generator):
         sums = []
         for value, (known, truth) in zip(self.values(model), self.known(batch), strict=True):
-            error = KCAL_MOL * (value - truth)
+            error = KCAL_MOL * (torch.where(known if value.dim() == 1 else known[:, None], value, 0.0) - truth)
             square = error.square() if error.dim() == 1 else error.square().mean(1)
             sums.append(torch.where(known, square, 0.0).sum())
         return torch.stack(sums).to(batch.positions.dtype)

@@ -79,7 +79,7 @@ class Property(nn.Module):
 
     def forward(self, model, batch, generator):
         known, truth = self.known(batch)
-        error = (self.values(model) - truth) / self.statistics.deviation
+        error = (torch.where(known, self.values(model), 0.0) - truth) / self.statistics.deviation
         error = error.abs() if self.settings.loss == "l1" else error.square()
         return torch.where(known, error, 0.0).sum()[None].to(batch.positions.dtype)
 

@@ -18,7 +18,7 @@ from mspt.settings import Settings
 
 # Means below it count as it: no molecule's spectrum is zero for certain.
 LEAST = 1e-5
-# Of means and variances; so many records fix them well enough.
+# Of means and variances; so many records with the spectrum fix them well enough.
 RECORDS = 20_000
 
 
@@ -85,14 +85,14 @@ class SpectrumPrediction(nn.Module):
         sums = {name: torch.zeros(2, GRIDS[name].length, dtype=torch.float64) for name in self.heads}
         counts = dict.fromkeys(self.heads, 0)
         for shardset in shardsets:
-            seen = 0
-            for batch in broadened(shardset, settings, "cpu"):
-                for name in self.heads:
+            seen = {name: 0 for name in self.heads if name in settings.spectra and name in shardset.manifest["spectra"]}
+            for batch in broadened(shardset, settings, "cpu") if seen else ():
+                for name in seen:
                     values = transformed(batch.spectra[name][batch.present[name]]).double()
                     sums[name] += torch.stack([values.sum(0), values.square().sum(0)])
                     counts[name] += len(values)
-                seen += len(batch.keys)
-                if seen >= RECORDS // len(shardsets):
+                    seen[name] += len(values)
+                if min(seen.values()) >= RECORDS // len(shardsets):
                     break
         for name, head in self.heads.items():
             if not counts[name]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mspt.chemistry.elements import MAX_NUMBER
+from mspt.chemistry.elements import MAX_NUMBER, SYMBOLS
 from mspt.data.packing import Budget
 from mspt.data.stream import sequential
 from mspt.errors import UserError
@@ -17,8 +17,8 @@ ATOMS = 65536
 
 
 class Statistics(nn.Module):
-    """references [Z]: what an atom of each element adds to the target, zeros where none were fitted. mean, deviation:
-    of the target less its references, over the training part.
+    """references [Z]: what an atom of each element adds to the target, infinity where it is in no record that has the
+    target; zeros where none were fitted. mean, deviation: of the target less its references, over the training part.
 
     They stay float64 whatever the module's parameters become: a total energy has more digits than float32.
     """
@@ -37,9 +37,17 @@ class Statistics(nn.Module):
         return self
 
     def baseline(self, batch):
-        """What the elements alone say of each molecule's target, [m] float64."""
+        """What the elements alone say of each molecule's target, [m] float64; infinity where they do not know."""
         per_atom = self.references[batch.numbers]
         return self.mean + per_atom.new_zeros(len(batch.keys)).index_add(0, batch.molecule, per_atom)
+
+    def unknown(self, batch):
+        """(key, symbol) of the first molecule that has an element without a reference, or None."""
+        atoms = (~self.references.isfinite())[batch.numbers].nonzero()
+        if not len(atoms):
+            return None
+        first = int(atoms[0, 0])
+        return batch.keys[int(batch.molecule[first])], SYMBOLS[int(batch.numbers[first])]
 
     def fit(self, shardsets, target, with_references, on_bad_block="error"):
         """Take them from the records of shardsets that have the target. on_bad_block: of DataSettings.
@@ -55,10 +63,12 @@ class Statistics(nn.Module):
                 right += counts.T @ values
             there = np.flatnonzero(normal.diagonal())
             solution = np.linalg.lstsq(normal[np.ix_(there, there)], right[there], rcond=None)[0]
+            self.references.fill_(torch.inf)
             self.references[there] = torch.from_numpy(solution)
+        references = torch.where(self.references.isfinite(), self.references, 0.0).numpy()
         rest, largest = [np.zeros(0)], 0.0
         for counts, values in _labelled(shardsets, target, on_bad_block):
-            rest.append(values - counts @ self.references.numpy())
+            rest.append(values - counts @ references)
             largest = max(largest, np.abs(values).max())
         rest = np.concatenate(rest)
         if len(rest) == 0:

@@ -33,8 +33,9 @@ class Example:
 
 @dataclass
 class Evaluation:
-    """metrics: flat names -> numbers. ranks: of ranking.ranks, and similarities [k, k] (molecule, spectrum) of the
-    first of its pairs; both None without contrast. examples: of reconstruction."""
+    """metrics: flat names -> numbers, of what the molecules have. ranks: of ranking.ranks, and similarities [k, k]
+    (molecule, spectrum) of the first of its pairs; both None without contrast and without a pair. examples: of
+    reconstruction."""
 
     metrics: dict
     ranks: dict | None
@@ -56,7 +57,7 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     trivial = {}  # term of a denoising objective -> its sum where nothing is predicted
     baseline = _Baseline(pretraining, generator, device) if "masked_patches" in pretraining.objectives else None
     if baseline:
-        for shardset in train:
+        for shardset in [each for each in train if each.manifest["spectra"]]:
             for batch in share(shardset, data, device, BASELINE_RECORDS // len(train)):
                 between()
                 baseline.learn(batch)
@@ -76,26 +77,31 @@ def evaluate(engine, pretraining, heldout, train, data, seed, device, between):
     engine.train()
     all_reduce(sums)
     all_reduce(weights)
-    weights = dict(zip(pretraining.terms, weights.clamp(min=1).tolist(), strict=True))
-    means = {term: value / weights[term] for term, value in zip(weights, sums.tolist(), strict=True)}
+    weights = dict(zip(pretraining.terms, weights.tolist(), strict=True))
+    # Of what no molecule has, such as one of the spectra, there is no error.
+    means = {term: value / weights[term] for term, value in zip(weights, sums.tolist(), strict=True) if weights[term]}
     metrics = {"molecules": len(heldout)}
     # The errors of predicted spectra, under the names of their terms.
     metrics |= {term: mean for term, mean in means.items() if term.startswith("spectrum_")}
     for term, value in trivial.items():
         all_reduce(value)
-        metrics |= {f"denoise_{term}": means[term], f"denoise_{term}_baseline": value.item() / weights[term]}
-    if baseline:
-        metrics["masked_mse"] = sum(means[f"masked_{name}"] for name in SPECTRA)
-        errors = baseline.errors()
-        metrics["masked_mse_baseline"] = sum(errors.values())
-        metrics |= {f"masked_mse_{name}": means[f"masked_{name}"] for name in SPECTRA}
-        metrics |= {f"masked_mse_baseline_{name}": error for name, error in errors.items()}
+        if term in means:
+            metrics |= {f"denoise_{term}": means[term], f"denoise_{term}_baseline": value.item() / weights[term]}
+    masked = [name for name in SPECTRA if f"masked_{name}" in means]
+    errors = baseline.errors() if baseline else {}
+    if masked:
+        metrics["masked_mse"] = sum(means[f"masked_{name}"] for name in masked)
+        metrics["masked_mse_baseline"] = sum(errors[name] for name in masked)
+        metrics |= {f"masked_mse_{name}": means[f"masked_{name}"] for name in masked}
+        metrics |= {f"masked_mse_baseline_{name}": errors[name] for name in masked}
     ranks = similarities = None
     if "contrast" in pretraining.objectives:
         molecules, spectra = (torch.cat(parts) for parts in zip(*chain(*gather_objects(pairs)), strict=True))
-        ranks = ranking.ranks(molecules, spectra)
-        similarities = molecules[:MOST_SIMILARITIES] @ spectra[:MOST_SIMILARITIES].T
-        metrics |= ranking.recalls(ranks)
+        metrics["pairs"] = len(molecules)
+        if len(molecules):
+            ranks = ranking.ranks(molecules, spectra)
+            similarities = molecules[:MOST_SIMILARITIES] @ spectra[:MOST_SIMILARITIES].T
+            metrics |= ranking.recalls(ranks)
     return Evaluation(metrics, ranks, similarities, examples)
 
 
@@ -166,13 +172,14 @@ def _examples(pretraining, batch, extras):
 def share(shardset, data, device, records=None, labels=((), False)):
     """This rank's batches of a shard set, as many as every other rank's (ZeRO 3 needs all in every forward).
 
-    records: about so many of them. labels: names of the targets that they carry, and whether they carry forces.
+    records: about so many of those that have a spectrum. labels: names of the targets that they carry, and whether
+    they carry forces.
     """
     rank, world_size = rank_and_size()
     group, seen = [], 0
     for batch in sequential(shardset, data.budget, *labels, data.on_bad_block):
         group.append(batch)
-        seen += len(batch.keys)
+        seen += int(torch.stack(list(batch.present.values())).any(0).sum())
         if len(group) == world_size:
             yield group[rank].to(device).broadened(data.line_shapes, data.spectra)
             group = []

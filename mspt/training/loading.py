@@ -16,7 +16,7 @@ from mspt.training import checkpoint
 @dataclass(frozen=True)
 class Loaded:
     """source: the checkpoint. module: a Pretraining that is to be evaluated, on the GPU if there is one. data: the
-    DataSettings of the run, line shapes among them."""
+    DataSettings of the run, line shapes among them; but damage is an error, since answers go by a record's number."""
 
     source: Path
     module: Pretraining
@@ -49,4 +49,5 @@ def load(source):
     module.load_state_dict(checkpoint.averaged(found))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.to(device).eval().requires_grad_(False)
-    return Loaded(found, module, DataSettings.model_validate(config["data"]), device)
+    data = DataSettings.model_validate(config["data"]).model_copy(update={"on_bad_block": "error"})
+    return Loaded(found, module, data, device)

@@ -57,9 +57,14 @@ def draw(run_dir, evaluation):
 def errors(reported):
     """Mean absolute errors on a line. reported: of validation.Validation."""
     return ", ".join(
-        f"{name} MAE {error['mae']:.4g} {error['unit']} (baseline {error['baseline']:.4g})"
+        f"{name} MAE {error['mae']:.4g} {error['unit']} (baseline {error['baseline']:.4g}{left_out(error)})"
         for name, error in reported.items()
     )
+
+
+def left_out(error):
+    """What is to be said of labels that were not measured. error: of validation.reported."""
+    return f"; {error['unknown']} left out, with elements that no label to train on has" if "unknown" in error else ""
 
 
 def sum_up(summary, folder):
@@ -83,7 +88,7 @@ def sum_up(summary, folder):
         lines.append(f"held out: errors of predicted spectra: {parts} (1 is predicting the mean)")
     if "recall_at_10_molecule_to_spectrum" in heldout:
         lines.append(
-            f"held out: spectrum of a molecule among the first 10 of {heldout['molecules']}: "
+            f"held out: spectrum of a molecule among the first 10 of {heldout['pairs']}: "
             f"{heldout['recall_at_10_molecule_to_spectrum']:.0%} (chance {heldout['recall_at_10_chance']:.0%})"
         )
     lines += [

@@ -11,6 +11,7 @@ from mspt.data.packing import Budget
 from mspt.data.stream import DataSettings
 from mspt.downstream import predictor
 from mspt.errors import UserError
+from mspt.training.report import left_out
 from mspt.training.validation import measure, reported
 
 # Where a set is given that no run's configuration knows.
@@ -56,7 +57,7 @@ def table(scores):
     for folder, score in scores.items():
         for name, each in score.items():
             numbers = [f"{each[part]:.4g} {each['unit']}" for part in ("mae", "rmse", "baseline")]
-            rows.append((str(folder), name, *numbers, str(each["count"])))
+            rows.append((str(folder), name, *numbers, f"{each['count']}{left_out(each)}"))
     for name, each in spread(scores).items():
         value = f"{each['mae']:.4g} ± {each['deviation']:.2g} {each['unit']}"
         rows.append((f"mean of {each['runs']} runs", name, value, "", "", ""))

@@ -29,7 +29,15 @@ from mspt.training.interruption import Preempted
 from mspt.training.metrics import Metrics
 from mspt.training.progress import Progress
 from mspt.training.saving import Saver
-from mspt.training.validation import Validation, check_labels, fit_statistics, measure, reported
+from mspt.training.validation import (
+    Validation,
+    check_forces,
+    check_labels,
+    fit_statistics,
+    lacks,
+    measure,
+    reported,
+)
 from mspt.training.watchdog import Watchdog
 
 
@@ -45,9 +53,6 @@ class TrainingSettings(Settings):
     log_every: int = Field(10, ge=1)
     max_skipped: int = Field(10, ge=1)
 
-
-# Bonds are there if any of so many records has them; a set has them for all or, with few exceptions, for none.
-BONDS_IN = 1000
 
 # Seconds that the slowest rank may need until a watchdog runs.
 START = 600
@@ -90,6 +95,7 @@ class Trainer:
         if self.module.needs_bonds:
             for shardset in [*self.train_sets, *([self.heldout_set] if self.heldout_set else [])]:
                 check_bonds(shardset)
+        check_forces(self.module, self.train_sets)
         newest = checkpoint.latest(self.dir)
         if newest is None:
             if config.model.init:
@@ -430,7 +436,7 @@ def accumulate(engine, module, batches, generator):
 
 def check_bonds(shardset):
     """Raise UserError where none of the first records of a ShardSet has its bonds."""
-    if all(record.bonds is None for record in shardset.records(range(min(len(shardset), BONDS_IN)))):
+    if lacks(shardset, "bonds"):
         raise UserError(
             f"{shardset.folder}: its records have no bonds, which objectives.frad turns; build it from a format that "
             "has them (an SDF, qm9_raw, pcqm4mv2's SDF), or set objectives.coord instead"

@@ -16,6 +16,8 @@ from mspt.settings import Settings
 from mspt.training.engine import all_reduce, gather_objects, rank_and_size
 from mspt.training.evaluation import share
 
+FIRST = 1000  # records that are looked at to know what a set has
+
 
 class EvaluationSettings(Settings):
     """every: steps between measurements on the validation set; null: none. The model of the best one is kept. patience:
@@ -35,13 +37,15 @@ class EvaluationSettings(Settings):
 @dataclass(frozen=True)
 class Error:
     """Of one target over so many labels (forces count by component), in its unit: mean absolute, root mean square;
-    baseline: mean absolute, by the statistics of the training part alone.
+    baseline: mean absolute, by the statistics of the training part alone. unknown: labels left out, of molecules with
+    an element that is in no label of the training part.
     """
 
     count: int
     mae: float
     rmse: float
     baseline: float
+    unknown: int = 0
 
 
 def reported(errors, units):
@@ -56,6 +60,8 @@ def reported(errors, units):
             unit, factor = "kcal/mol/Å" if name == "forces" else "kcal/mol", KCAL_MOL
         scaled = {part: getattr(error, part) * factor for part in ("mae", "rmse", "baseline")}
         result[name] = {"count": error.count, **scaled, "unit": unit}
+        if error.unknown:
+            result[name]["unknown"] = error.unknown
     return result
 
 
@@ -71,24 +77,44 @@ def measure(predict, module, shardset, data, device, between=lambda: None):
         between()
         baseline = module.baseline(batch)
         for name, values in predict(batch).items():
-            total = sums.setdefault(name, torch.zeros(4, dtype=torch.float64, device=device))
+            total = sums.setdefault(name, torch.zeros(5, dtype=torch.float64, device=device))
             truth = batch.forces if name == "forces" else batch.targets.get(name)
             if truth is not None:
-                known = truth.isfinite()
+                known = truth.isfinite() & ~baseline[name].isinf()
+                unknown = (truth.isfinite() & ~known).sum()
                 error, simple = ((part - truth)[known].double().abs() for part in (values, baseline[name]))
-                total += torch.stack([known.sum().double(), error.sum(), error.square().sum(), simple.sum()])
+                total += torch.stack([known.sum(), error.sum(), error.square().sum(), simple.sum(), unknown])
     errors = {}
     for name, total in sums.items():
         all_reduce(total)
-        count, absolute, square, simple = total.tolist()
+        count, absolute, square, simple, unknown = total.tolist()
         if count == 0:
-            raise UserError(f"{shardset.folder}: no record has {name}, which the model is to be measured by")
-        errors[name] = Error(int(count), absolute / count, math.sqrt(square / count), simple / count)
+            raise UserError(
+                f"{shardset.folder}: no record has {name}, which the model is to be measured by"
+                + (", and only elements that the labels to train on have" if unknown else "")
+            )
+        errors[name] = Error(int(count), absolute / count, math.sqrt(square / count), simple / count, int(unknown))
     return errors
 
 
+def lacks(shardset, name):
+    """Whether the first records of a ShardSet are all without something, such as forces: a set has it for all or, with
+    few exceptions, for none."""
+    return all(getattr(record, name) is None for record in shardset.records(range(min(len(shardset), FIRST))))
+
+
+def check_forces(module, shardsets):
+    """Raise UserError where a Pretraining learns from forces and ShardSets have none."""
+    if shardsets and module.labels[1] and all(lacks(shardset, "forces") for shardset in shardsets):
+        raise UserError(
+            f"{shardsets[0].folder}: no record has forces, which objectives.forces is about; build it from a format "
+            "that has them (md17), or set objectives.property instead"
+        )
+
+
 def check_labels(module, shardset):
-    """Raise UserError where a Pretraining is to be measured on a set (or None) that lacks one of its targets."""
+    """Raise UserError where a Pretraining is to be measured on a set (or None) that lacks one of its labels."""
+    check_forces(module, [shardset] if shardset is not None else [])
     there = shardset.manifest["targets"] if shardset is not None else module.labels[0]
     for name in module.labels[0]:
         if name not in there:

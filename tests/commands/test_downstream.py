@@ -1,7 +1,9 @@
 """mspt retrieve, predict-spectrum and attention on a small run of the real command, against its own evaluation."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -13,6 +15,7 @@ from mspt.data.batch import MoleculeBatch
 from mspt.data.shardset import ShardSet
 from mspt.data.zarr_arrays import open_arrays
 from mspt.downstream.spectra import KIND
+from mspt.training import loading
 from tests.data.molecules import plain, write_set
 from tests.end_to_end.runs import SHARDS
 from tests.end_to_end.runs import run as pretrain
@@ -117,6 +120,31 @@ def test_queries_that_are_refused(capsys, trained, data, tmp_path):
     assert "--spectra uv_vis,ir,raman: no molecule of" in refusal(capsys, *bare)
 
 
+def test_subsets_that_are_named_twice_count_once(capsys, trained, data):
+    once, twice = (
+        mspt(capsys, "retrieve", trained, "--data", data, "--spectra", *names) for names in (["ir"], ["ir"] * 2)
+    )
+    assert once == twice
+
+
+def test_spectra_that_the_run_did_not_see(capsys, trained, data, tmp_path):
+    """Their embeddings are those of an untrained network."""
+    checkpoint = max((trained / "checkpoints").iterdir())
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    meta = json.loads((copy / "meta.json").read_text())
+    meta["config"]["data"]["spectra"] = ["ir"]
+    meta["config"]["data"]["on_bad_block"] = "skip"
+    (copy / "meta.json").write_text(json.dumps(meta))
+    assert loading.load(copy).data.on_bad_block == "error"  # answers are named by the numbers of records
+    expected = "the run learnt from ir alone (data.spectra)"
+    ask = ("retrieve", copy, "--data", data)
+    path = measured(tmp_path, 7, "raman", 1.0)
+    assert f"--query raman: {expected}" in refusal(capsys, *ask, "--query", "raman", path, "--calibrated")
+    assert f"--spectra uv_vis,raman: {expected}" in refusal(capsys, *ask, "--spectra", "uv_vis,raman")
+    assert "ir" in mspt(capsys, *ask)
+
+
 def test_predicted_spectra(capsys, trained, data, tmp_path):
     """Scores are those of the stored spectra; the training set's baselines come from the run's configuration."""
     out, figure = tmp_path / "out.zarr", tmp_path / "figure.png"
@@ -135,6 +163,15 @@ def test_predicted_spectra(capsys, trained, data, tmp_path):
     # After two steps from the mean it is close to it.
     assert abs(attributes["scores"]["ir"]["model"]["cosine"] - mean) < 0.1
     assert matplotlib.image.imread(figure).shape[1] == 1650
+
+
+def test_a_picture_of_molecules_without_one_spectrum(capsys, trained, tmp_path):
+    """The best, the middling and the worst by the spectra that they have."""
+    some = [dataclasses.replace(r, spectra={"ir": r.spectra["ir"]}) for r in ShardSet.open(SHARDS).records(range(9))]
+    write_set(tmp_path / "set", some)
+    out, figure = tmp_path / "out.zarr", tmp_path / "figure.png"
+    mspt(capsys, "predict-spectrum", trained, "--data", tmp_path / "set", "--out", out, "--figure", figure)
+    assert matplotlib.image.imread(figure).shape[0] == pytest.approx(110 * (3 * 3.1 + 0.5), abs=2)
 
 
 def test_attention(capsys, trained, data, tmp_path):

@@ -8,6 +8,7 @@ import re
 import ase.io
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from mspt.data.batch import MoleculeBatch
@@ -65,6 +66,29 @@ def test_what_is_loaded_predicts_what_was_saved(tmp_path, kind):
             own = expected["forces"][at : at + len(frame)]
             np.testing.assert_allclose(frame.get_forces(), own, rtol=1e-3, atol=1e-5)
         at += len(frame)
+
+
+def test_an_element_that_the_model_does_not_know_is_named(tmp_path):
+    saved(tmp_path / "model", "property")
+    model = tmp_path / "model" / "model.safetensors"
+    weights = safetensors.torch.load_file(model)
+    weights["objectives.property.statistics.references"][8] = torch.inf
+    safetensors.torch.save_file(weights, model)
+    first = next(r for r in ShardSet.open(SHARDS).records(range(100)) if 8 in r.numbers)
+    with pytest.raises(UserError, match=f"{first.key} holds O, which is in none of the labelled molecules"):
+        predictor.predict(tmp_path, SHARDS, tmp_path / "a.csv", 700)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_target_of_several_words(tmp_path):
+    objectives = ObjectivesSettings.model_validate({"property": {"target": "heat of formation"}})
+    module = Pretraining(NetworkSettings(encoder=TINY), objectives)
+    predictor.save(module.state_dict(), module, TINY, objectives, {}, tmp_path / "model")
+    predictor.predict(tmp_path, SHARDS, tmp_path / "a.xyz", 700)
+    predictor.predict(tmp_path, SHARDS, tmp_path / "a.csv", 700)
+    expected = [float(row["heat of formation"]) for row in csv.DictReader((tmp_path / "a.csv").open())]
+    found = [frame.info["heat of formation"] for frame in ase.io.read(tmp_path / "a.xyz", ":")]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_what_does_not_fit_is_said(tmp_path):

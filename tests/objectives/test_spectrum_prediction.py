@@ -15,7 +15,7 @@ from mspt.data.stream import DataSettings
 from mspt.errors import UserError
 from mspt.models.encoders.torchmd_et import TINY
 from mspt.models.pretraining import NetworkSettings, Pass
-from mspt.objectives import ObjectivesSettings, Pretraining
+from mspt.objectives import ObjectivesSettings, Pretraining, spectrum_prediction
 from tests.data.molecules import plain, write_set
 from tests.end_to_end.runs import SHARDS
 
@@ -69,6 +69,18 @@ def test_a_spectrum_that_is_nowhere_is_named(tmp_path):
     write_set(tmp_path / "real", records())
     with pytest.raises(UserError, match="no record to train on has raman, or data.spectra lacks it"):
         build()[1].fit([ShardSet.open(tmp_path / "real")], DATA.model_copy(update={"spectra": ("uv_vis", "ir")}))
+
+
+def test_records_without_spectra_come_first(monkeypatch, tmp_path):
+    """What is counted are records that have the spectrum."""
+    monkeypatch.setattr(spectrum_prediction, "RECORDS", 4)
+    bare = [dataclasses.replace(r, key=f"bare-{i}", spectra={}) for i, r in enumerate(records(8))]
+    write_set(tmp_path / "set", [*bare, *records()], block=2)
+    write_set(tmp_path / "none", bare)
+    objective = build()[1]
+    objective.fit([ShardSet.open(tmp_path / name) for name in ("none", "set")], DATA)
+    expected = torch.log10(1 + batch(records()).spectra["ir"][[0, 3, 4, 5, 6, 7, 8, 9, 10]]).mean(0)
+    torch.testing.assert_close(objective.heads["ir"].mean.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_sum_is_that_of_each_molecule_by_itself():

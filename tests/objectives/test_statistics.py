@@ -37,10 +37,22 @@ def test_references_of_linear_data_are_exact(tmp_path):
     statistics = fitted(tmp_path / "set", records, with_references=True)
     for number, energy in ENERGY.items():
         assert statistics.references[number].item() == pytest.approx(energy, rel=1e-9)
-    assert statistics.references.count_nonzero() == len(ENERGY)
+    assert statistics.references.isfinite().sum() == len(ENERGY)
     batch = MoleculeBatch.from_records(records[1:5])
     np.testing.assert_allclose(statistics.baseline(batch), [r.targets["u0"] for r in records[1:5]], rtol=1e-9)
     assert abs(statistics.mean) < 1e-6
+
+
+def test_an_element_that_no_label_has_is_not_known(tmp_path):
+    """Not an energy of zero; without references every element is alike."""
+    numbers = np.array([6, 1, 17], np.uint8)
+    strange = [record("known", 3, numbers=np.array([6, 1, 8], np.uint8)), record("strange", 3, numbers=numbers)]
+    batch = MoleculeBatch.from_records(strange)
+    statistics = fitted(tmp_path / "set", labelled(), with_references=True)
+    assert statistics.unknown(batch) == ("strange", "Cl")
+    assert statistics.baseline(batch).isfinite().tolist() == [True, False]
+    plain = fitted(tmp_path / "plain", labelled(), with_references=False)
+    assert plain.unknown(batch) is None and plain.baseline(batch).isfinite().all()
 
 
 def test_mean_and_deviation_of_what_is_left(tmp_path):

@@ -1,8 +1,10 @@
 """Errors against labels: by hand on made-up labels, in the units of published tables, and their spread over runs."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +12,8 @@ from mspt.data.packing import Budget
 from mspt.data.shardset import ShardSet
 from mspt.data.stream import DataSettings
 from mspt.errors import UserError
-from mspt.training import scores
-from mspt.training.validation import Error, measure, reported
+from mspt.training import report, scores
+from mspt.training.validation import Error, check_forces, check_labels, measure, reported
 from tests.data.molecules import plain, write_set
 
 UNITS = {"mu": "D", "alpha": "a0^3", "r2": "a0^2", "cv": "cal/mol/K", "heat": "eV", "logP": "1"} | dict.fromkeys(
@@ -54,6 +56,43 @@ def test_measured_by_hand(tmp_path):
     module.baseline = lambda batch: {"homo": torch.zeros(len(batch.keys))}
     with pytest.raises(UserError, match="no record has homo"):
         measured("homo")
+
+
+def test_labels_of_unknown_elements_are_left_out_and_counted(tmp_path):
+    records = plain([2, 3, 4])
+    for record in records:
+        record.targets["u0"] = 1.0
+    write_set(tmp_path / "set", records)
+    data = DataSettings(train="unused", lanes=1, budget=Budget(molecules=2, atoms=100))
+    shardset, device = ShardSet.open(tmp_path / "set"), torch.device("cpu")
+
+    def known(least):
+        """Those of fewer atoms have an element that is not known."""
+        return lambda batch: {"u0": torch.where(batch.ptr.diff() < least, torch.inf, 3.0).double()}
+
+    module = SimpleNamespace(labels=(("u0",), False), baseline=known(3))
+    error = measure(known(3), module, shardset, data, device)["u0"]
+    assert (error.count, error.unknown, error.mae, error.baseline) == (2, 1, 2.0, 2.0)
+    shown = reported({"u0": error}, UNITS)
+    assert "1 left out, with elements that no label to train on has" in report.errors(shown)
+    assert "2; 1 left out" in scores.table({"run": shown})
+    module.baseline = known(9)
+    with pytest.raises(UserError, match="no record has u0, .* and only elements that the labels to train on have"):
+        measure(known(9), module, shardset, data, device)
+
+
+def test_forces_are_looked_for_before_the_first_step(tmp_path):
+    write_set(tmp_path / "bare", plain([2, 3]))
+    forced = [replace(r, forces=np.zeros((len(r.numbers), 3), np.float32)) for r in plain([2, 3])]
+    write_set(tmp_path / "forced", [*plain([2]), replace(forced[1], key="other")])
+    bare, some = (ShardSet.open(tmp_path / name) for name in ("bare", "forced"))
+    learns = SimpleNamespace(labels=((), True))
+    check_forces(learns, [bare, some])
+    check_labels(learns, some)
+    check_forces(SimpleNamespace(labels=((), False)), [bare])
+    for check in (lambda: check_forces(learns, [bare]), lambda: check_labels(learns, bare)):
+        with pytest.raises(UserError, match="bare: no record has forces, which objectives.forces is about"):
+            check()
 
 
 def test_spread_over_seeds():

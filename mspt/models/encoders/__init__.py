@@ -74,9 +74,13 @@ def load(folder):
     for file in (config, model):
         if not file.exists():
             raise UserError(f"{file}: is not there; write an encoder's folder with mspt checkpoint export RUN OUT")
+    tree = None
     try:
-        encoder = build(parse(json.loads(config.read_text())))
+        tree = json.loads(config.read_text())
+        encoder = build(parse(tree))
     except (UserError, ValueError) as error:
+        if isinstance(tree, dict) and "objectives" in tree:
+            raise UserError(f"{config}: is a fine-tuned model's; give the folder encoder/ of its run") from error
         raise UserError(f"{config}: {error}; export the encoder again") from error
     try:
         encoder.load_state_dict(safetensors.torch.load_file(model))
