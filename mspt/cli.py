@@ -121,6 +121,7 @@ def export(options):
     """Write the encoder of a run's newest checkpoint as safetensors and JSON."""
     from mspt.training import export
 
+    _check_new(options.out)
     print(f"wrote {export.export_run(options.run, options.out)}")
 
 
@@ -128,6 +129,7 @@ def import_encoder(options):
     """Write the encoder of a checkpoint of TorchMD-Net as safetensors and JSON."""
     from mspt.training import export
 
+    _check_new(options.out)
     print(f"wrote {export.import_torchmd_net(options.file, options.out)}")
 
 
@@ -147,8 +149,11 @@ def reproduce(options):
         print("\n".join(shlex.join(run.command(options.processes)) for run in plan.runs if not run.done))
         return
     failed = {} if options.show else plan.perform(options.jobs, options.processes)
+    if options.show:
+        plan.check_found()
     print(plan.text())
-    print(f"\nnumbers: {plan.save()}")
+    if not options.show:
+        print(f"\nnumbers: {plan.save()}")
     if options.figure:
         plot.save(curves.learning_curves(plan), options.figure)
         print(f"curves:  {options.figure}")
@@ -165,6 +170,11 @@ def doctor(options):
 
     print(f"mspt {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print("\n".join(selection.report()))
+
+
+def _check_new(out):
+    if Path(out).exists():
+        raise UserError(f"{out}: is there already; remove it or choose another name")
 
 
 def _numbers(text):
@@ -287,6 +297,9 @@ def main(arguments=None):
             print(f"mspt: {ended}", file=sys.stderr, flush=True)
         _leave(interruption.EXIT_CODE)
         sys.exit(interruption.EXIT_CODE)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("mspt: interrupted", file=sys.stderr)
         sys.exit(130)

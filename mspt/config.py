@@ -61,7 +61,7 @@ def load(path, overrides=()):
         raise UserError(f"{path}: cannot read the configuration ({error.strerror}); check --config") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no text in UTF-8 (byte {error.start}); save the configuration as UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not; a part of itself
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds {type(tree).__name__} where keys such as run, data, model are needed")
@@ -95,7 +95,7 @@ def _set(tree, override):
         node = node[name]
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it") from error
     # YAML 1.1 takes 4e-4 for a string, because it has no dot.
     if isinstance(node[last], str):
@@ -142,20 +142,19 @@ def _tags(tree):
 
 def _siblings(location):
     """Names that are right where the last part of location is wrong."""
-    node = Config
+    nodes = [Config]
     for part in location[:-1]:
-        node = _descend(node, part)
-        if node is None:
-            return []
-    return list(node.model_fields)
+        fields = [node.model_fields[part] for node in nodes if part in node.model_fields]
+        if fields:
+            nodes = [each for field in fields for each in _settings_in(field.annotation)]
+        else:  # the tag of a union: pydantic names it, the tree does not
+            nodes = [
+                node for node in nodes if "name" in node.model_fields and node.model_fields["name"].default == part
+            ]
+    return list(nodes[0].model_fields) if nodes else []
 
 
-def _descend(node, part):
-    """The settings class under key part of a settings class (the tag of a union counts as a key)."""
-    if part not in node.model_fields:
-        return node  # the tag of a union: pydantic names it, the tree does not
-    annotation = node.model_fields[part].annotation
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Settings):
-            return candidate
-    return None
+def _settings_in(annotation):
+    """The settings classes of an annotation, which may be a union."""
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return [each for each in candidates if isinstance(each, type) and issubclass(each, Settings)]

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -7,6 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mspt.errors import UserError
+
+# What says that there can be no file of a name; a full disk is another matter.
+NO_PLACE = {
+    *(errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM),
+    *(errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 
 def write(path, data):
@@ -16,7 +23,7 @@ def write(path, data):
     Raises UserError where there can be no such file.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(aside) as file:
@@ -24,22 +31,30 @@ def write(path, data):
             file.flush()
             os.fsync(file.fileno())
             os.replace(aside, path)
-    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
         with suppress(OSError):
             aside.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another name") from error
+        raise _no_place(path, error) from error
 
 
 @contextmanager
 def new_folder(path):
     """Yield a folder beside path to write into; when that went well it is flushed to the disk and renamed.
 
-    Raises UserError where path is there already, or another process is writing it.
+    Raises UserError where path is there already, another process is writing it, or there can be no such folder.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = _aside(path)
     lock = aside.with_name(f"{aside.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise _no_place(path, error) from error
     try:
         with _alone(lock, wait=False):
             try:
@@ -61,6 +76,17 @@ def new_folder(path):
                 lock.unlink()
     except BlockingIOError:
         raise UserError(f"{path}: another process is writing it; wait for that or choose another name") from None
+
+
+def _aside(path):
+    """Where path is written until it is whole. Raises UserError where path has no name."""
+    if not path.name:
+        raise UserError(f"{path}: has no name to write to; give a name in that folder")
+    return path.with_name(f".{path.name}.partial")
+
+
+def _no_place(path, error):
+    return UserError(f"{path}: cannot be written ({error.strerror}); give another name")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +124,19 @@ def read(kind, path):
     """A Table or Row from its file. Raises UserError where it cannot be read or does not fit."""
     try:
         return kind.model_validate(yaml.safe_load(Path(path).read_text()))
-    except OSError as error:
-        known = "scale of configs/scales, such as small" if kind is Scale else "table of configs/, such as table1"
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a {known}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        known = {
+            Scale: "give a scale of configs/scales, such as small",
+            Table: "give a table of configs/, such as table1",
+            Row: "the table's rows names it: write it, or take it out there",
+        }
+        raise UserError(f"{path}: cannot be read ({error}); {known[kind]}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg']} (got {first['input']!r})") from error
+        raise UserError(f"{path}: {key or 'the file'}: {first['msg']} (got {first['input']!r})") from error
 
 
 class Plan:
@@ -198,6 +203,8 @@ class Plan:
         scaled = self.scale.set.get(stage.kind, {})
         keys |= {key: value for key, value in scaled.items() if not key.startswith(left_out)} | own
         loaded = config.load(path, [_override(*item) for item in keys.items()])
+        if family == "finetuned" and loaded.data.heldout is None and loaded.data.split is None:
+            raise UserError(f"{path}: holds nothing out to measure on; set data.heldout or data.split")
         for name, value in self.scale.encoders.get(loaded.model.encoder.name, {}).items():
             keys[f"model.encoder.{name}"] = value
         for name in SETS:
@@ -235,10 +242,12 @@ class Plan:
 
         What others start from comes first, as they wait for it. What starts from a run that failed is not tried.
         """
+        if processes > 1:
+            self._check_ranks(processes)
         begun_from = {run.after.folder for run in self.runs if run.after is not None}
         waiting = sorted((run for run in self.runs if not run.done), key=lambda run: run.folder not in begun_from)
         failed, running, ended, total = {}, {}, 0, len(waiting)
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool, _abandoned(pool):
             while waiting or running:
                 blocked = [run for run in waiting if run.after is not None and run.after.folder in failed]
                 failed |= {run.folder: "the stage before it failed" for run in blocked}
@@ -251,6 +260,23 @@ class Plan:
                         failed[run.folder] = f"ended with {code}; see {run.folder}.log"
                     say(f"{ended}/{total} {run.folder.name} {failed.get(run.folder, 'done')}")
         return failed
+
+    def _check_ranks(self, processes):
+        for run in self.runs:
+            try:
+                config.load(run.config, run.overrides).data.check_ranks(processes)
+            except UserError as error:
+                raise UserError(
+                    f"--processes {processes}: {run.config}: {error}; a scale of your own (configs/scales) may set it"
+                ) from error
+
+    def check_found(self):
+        """Raise UserError where there are runs, but none that this table names: they are of other data."""
+        if not self.results() and any(self.out.glob("finetuned/*/summary.json")):
+            raise UserError(
+                f"{self.out}: has runs, but none of this table's configurations on the sets in --data {self.data}; "
+                "give the folder of the sets that they were run on"
+            )
 
     def _perform(self, run, jobs, processes):
         """Run it, what it says into FOLDER.log -> its exit code."""
@@ -309,6 +335,16 @@ class Plan:
             fcntl.flock(lock, fcntl.LOCK_EX)
             write(path, text)
         return path
+
+
+@contextmanager
+def _abandoned(pool):
+    """Where it ends by an error or an interruption, what is not begun is not begun any more."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def identity(folder):

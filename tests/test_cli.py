@@ -160,6 +160,15 @@ def test_import_of_a_torchmd_net_checkpoint(tmp_path, capsys):
     torch.save({"state_dict": state, "callback": test_console_script}, tmp_path / "code.ckpt")
     said = refusal(capsys, cli.main, ["checkpoint", "import", str(tmp_path / "code.ckpt"), str(tmp_path / "no")])
     assert "it could run code" in said
+    said = refusal(capsys, cli.main, ["checkpoint", "import", str(tmp_path / "peer.ckpt"), str(tmp_path / "encoder")])
+    assert "encoder: is there already" in said
+    for what in ([1, 2], {"state_dict": None}, {"hyper_parameters": None}):
+        torch.save(what, tmp_path / "other.ckpt")
+        said = refusal(capsys, cli.main, ["checkpoint", "import", str(tmp_path / "other.ckpt"), str(tmp_path / "no")])
+        assert "other.ckpt: is no checkpoint of TorchMD-Net" in said
+    (tmp_path / "text.ckpt").write_text("some words")
+    said = refusal(capsys, cli.main, ["checkpoint", "import", str(tmp_path / "text.ckpt"), str(tmp_path / "no")])
+    assert "text.ckpt: cannot read the checkpoint" in said
     del state["model.representation_model.out_norm.bias"]
     torch.save(state, tmp_path / "short.pt")
     said = refusal(capsys, cli.main, ["checkpoint", "import", str(tmp_path / "short.pt"), str(tmp_path / "no")])

@@ -92,6 +92,16 @@ def test_overrides_and_round_trip():
         ("evaluation.patience=3", "patience counts measurements; set every too"),
         ("data.limit=0", "data.limit is 0"),
         ("seed=99999999999999999999999", "seed is 99999999999999999999999"),
+        (
+            "model.encoder={name: painn, heads: 4}",
+            "unknown key model.encoder.heads; known here: name, layers, channels",
+        ),
+        (
+            "model.encoder={name: transformer_m, feed_foward: 64}",
+            "model.encoder.feed_foward; did you mean feed_forward?",
+        ),
+        ("model.encoder={name: egnn, vector: true}", "model.encoder.vector; did you mean vectors?"),
+        ("run.dir=2026-11-31", "'run.dir=2026-11-31': the value is not valid YAML; quote it"),
         ("engine.betas=[0.9]", "engine.betas is [0.9]: it has too few values"),
         ("engine.betas=[0.9, 1.5]", "engine.betas.1 is 1.5"),
         ("objectives.contrast.temperature=0", "objectives.contrast.temperature is 0"),
@@ -118,6 +128,10 @@ def test_files_that_are_none(tmp_path):
     broken.write_text("run: [1, 2")
     with pytest.raises(UserError, match="not valid YAML"):
         config.load(broken)
+    for text in ("run: {dir: 2026-11-31}", "run: &run [*run]\nx: *run"):
+        broken.write_text(text)
+        with pytest.raises(UserError, match=r"broken\.yaml"):
+            config.load(broken)
     broken.write_bytes("run: {dir: Ü}".encode("latin-1"))
     with pytest.raises(UserError, match=r"no text in UTF-8 \(byte 11\)"):
         config.load(broken)

@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_no_such_file_can_be(tmp_path):
             files.write(path, "y")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", [".", "file/below", "x" * 300])
+def test_no_such_name_can_be(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises(UserError, match=r"give (another|a) name"):
+        files.write(name, "y")
+    with pytest.raises(UserError, match=r"give (another|a) name"), files.new_folder(name):
+        pass
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def fill_slowly(path, begun):

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import statistics
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,10 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     (point,) = test.lines[0].get_ydata()
     assert point == pytest.approx(statistics.fmean(found["mae"])) and test.get_title() == "homo / meV"
     assert validation.lines[0].get_xdata().tolist() == [2]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--processes", "2"])
+    said = capsys.readouterr().err
+    assert "--processes 2: " in said and "data.lanes is 1, which 2 ranks" in said
     # Who asks for a part is told of the whole.
     cli.main([*words, "--show", "--rows", "scratch", "--seeds", "1"])
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -202,6 +207,26 @@ def test_from_the_files_of_a_table_to_its_numbers(project, capsys):
     cli.main([*words, "--dry-run"])
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 2 and all("model.init=null" in command for command in commands)
+    # Other data make other runs: then nothing is overwritten, and what is missing is said.
+    scale = project / "configs/scales/minute.yaml"
+    scale.write_text(scale.read_text().replace("qm9-spectra/heldout", "qm9-ir-raman/heldout"))
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--show"])
+    assert "has runs, but none of this table's configurations on the sets in --data" in capsys.readouterr().err
+    assert json.loads((project / "runs/tiny-minute/tiny.json").read_text())["rows"] == results
+
+
+def test_an_interruption_begins_no_further_run(tmp_path, monkeypatch):
+    made = plan(tmp_path, "table1", targets=("homo",), rows=("egnn",), labels=(1000,), seeds=(0, 1, 2))
+    begun = []
+
+    def interrupted(text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made, "_perform", lambda run, *rest: begun.append(run) or time.sleep(0.5) or 1)
+    with pytest.raises(KeyboardInterrupt):
+        made.perform(1, 1, interrupted)
+    assert 1 <= len(begun) < 3
 
 
 def test_a_run_that_is_under_way_is_waited_for(tmp_path):

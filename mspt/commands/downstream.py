@@ -41,6 +41,10 @@ def retrieve(options):
     run.objective("contrast", "retrieval")
     molecules, network = open_set(options.data), run.module.network
     query = identification.read(options.query or [])
+    if query and (options.queries or options.spectra):
+        raise UserError("--queries and --spectra choose among the set's own spectra; leave them out beside --query")
+    if options.calibrated and not query:
+        raise UserError("--calibrated is about the spectra of --query; give one, or leave it out")
     subsets = [] if query else list(dict.fromkeys(options.spectra or [subset("all")]))
     for option, asked in (
         *(("--query", [name]) for name in query),
@@ -56,6 +60,9 @@ def retrieve(options):
         spectra = query if options.calibrated else identification.scaled(query, library)
         found = identification.identify(network, library, spectra, options.top, run.device)
         print(identification.report(molecules, found))
+        if options.out:
+            files.write(options.out, identification.answers(molecules, found))
+            print(f"wrote {options.out}")
         return
     queries = [options.queries] if options.queries else ["molecule", "spectrum"]
     found = retrieval.rank(library, options.data)

@@ -3,6 +3,8 @@
 Legend: L points of a spectrum's grid.
 """
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ def read(wanted):
         name, _, unit = what.partition(":")
         if name not in GRIDS:
             raise UserError(f"--query {what}: is no spectrum; known: {', '.join(GRIDS)}")
+        if name in spectra:
+            raise UserError(f"--query {what}: {name} is given twice; give one file of it")
         x, y = _columns(path)
         try:
             spectra[name] = to_grid(name, x, y, unit or GRIDS[name].unit)
@@ -68,11 +72,21 @@ def identify(network, library, spectra, k, device):
 
 def report(molecules, found):
     """What identify found, as text for a person. molecules: the set."""
-    rows = [("place", "key", "cosine", "formula", "SMILES")]
+    return "\n".join(table(list(_rows(molecules, found)), indent=""))
+
+
+def answers(molecules, found):
+    """The same as CSV, one row an answer."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_rows(molecules, found))
+    return text.getvalue()
+
+
+def _rows(molecules, found):
+    yield "place", "key", "cosine", "formula", "SMILES"
     for place, (number, cosine) in enumerate(found, 1):
         one = next(molecules.records([number]))
-        rows.append((str(place), one.key, f"{cosine:.4f}", formula(one.numbers), one.smiles or "none"))
-    return "\n".join(table(rows, indent=""))
+        yield str(place), one.key, f"{cosine:.4f}", formula(one.numbers), one.smiles or "none"
 
 
 def _columns(path):

@@ -93,6 +93,8 @@ def predict(folder, data, out, budget_atoms=8192):
             f"--budget-atoms is {budget_atoms}, but a molecule of {data} has {largest}; set it to that or more"
         )
     text, names = io.StringIO(), module.labels[0]
+    if Path(out).suffix not in (".csv", ".xyz"):
+        raise UserError(f"--out {out}: predictions are written as .csv or .xyz; give such a name")
     as_frames = Path(out).suffix == ".xyz"
     if not as_frames:
         csv.writer(text, lineterminator="\n").writerow(["key", *names])

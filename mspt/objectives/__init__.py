@@ -10,6 +10,7 @@ An objective is an nn.Module built from (settings, network) with
 - where it needs statistics of what it learns from, `fit(shardsets, settings)`: takes them before training
   (settings: DataSettings);
 - where it learns from labels, `supervised = True`, `labels`: names of the targets and whether forces are needed,
+  `learns`: what a run cannot change of it,
   `predict(model)` and `baseline(batch)`: name -> values as the labels are, by the network and by the statistics alone,
   `metric(errors)`: what the best model is chosen by.
 

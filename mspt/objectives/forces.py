@@ -51,6 +51,11 @@ class Forces(nn.Module):
         """Names of the targets it learns from, and whether it does from forces."""
         return (self.settings.target,), True
 
+    @property
+    def learns(self):
+        """What its statistics are of: a run cannot change it."""
+        return {"target": self.settings.target, "references": self.settings.references}
+
     def fit(self, shardsets, settings):
         """Take the energy's statistics from the records to train on. Raises UserError where none has it."""
         self.statistics.fit(shardsets, self.settings.target, self.settings.references, settings.on_bad_block)

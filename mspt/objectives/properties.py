@@ -67,6 +67,15 @@ class Property(nn.Module):
         """Names of the targets it learns from, and whether it does from forces."""
         return (self.settings.target,), False
 
+    @property
+    def learns(self):
+        """What its statistics and its head are for: a run cannot change it."""
+        return {
+            "target": self.settings.target,
+            "head": self.settings.readout,
+            "references": self.settings.with_references,
+        }
+
     def fit(self, shardsets, settings):
         """Take the target's statistics from the records to train on. Raises UserError where none has it."""
         self.statistics.fit(shardsets, self.settings.target, self.settings.with_references, settings.on_bad_block)

@@ -41,6 +41,10 @@ class CheckpointSettings(Settings):
     metric: str = "loss"
 
 
+class OtherSchema(UserError):
+    """A checkpoint of another version."""
+
+
 @dataclass(frozen=True)
 class Restored:
     """What a checkpoint says beside the engine's state: steps done, position in the data, what save() was given."""
@@ -74,6 +78,7 @@ def latest(run_dir):
     # One rank looks, so that all agree on what is there whatever a shared file system shows them.
     candidates = gather_objects(_published(run_dir) if rank == 0 else None)[0]
     for directory in reversed(candidates):
+        _check_schema(directory)
         fault = next(filter(None, gather_objects(_fault(directory, rank, world_size))), None)
         if fault is None:
             return directory
@@ -94,7 +99,7 @@ def load(engine, directory):
     UserError where the checkpoint is of another model or damaged.
     """
     directory = Path(directory)
-    meta = _read_meta(directory)
+    meta = read_meta(directory)
     _check_model(directory, meta, engine.shapes)
     reader = _Reader(directory, meta)
     for fragment in engine.fragments:
@@ -116,7 +121,7 @@ def averaged(directory):
 
     Raises UserError where the checkpoint is damaged.
     """
-    return read_weights(directory, ema=_read_meta(directory)["ema"])
+    return read_weights(directory, ema=read_meta(directory)["ema"])
 
 
 def read_weights(directory, ema=False):
@@ -128,7 +133,7 @@ def read_weights(directory, ema=False):
     fault = _fault(directory, 0, 1)
     if fault:
         raise UserError(f"{fault}; restore the file, or give another checkpoint")
-    meta = _read_meta(directory)
+    meta = read_meta(directory)
     if ema and not meta["ema"]:
         raise UserError(f"{directory}: no moving average in this checkpoint (engine.ema_decay); take its weights")
     reader = _Reader(directory, meta)
@@ -214,7 +219,7 @@ class _Reader:
 def _metric(directory, name):
     """The number of that name that was saved with a checkpoint; None where there is none."""
     try:
-        return _read_meta(directory)["metrics"].get(name)
+        return read_meta(directory)["metrics"].get(name)
     except UserError:
         return None  # damaged; it stays or goes by its step
 
@@ -237,7 +242,7 @@ def _step(directory):
 def _fault(directory, rank, world_size):
     """What is wrong with a checkpoint, or None; the ranks share out the files whose checksums they compute."""
     try:
-        files = _read_meta(directory)["files"]
+        files = read_meta(directory)["files"]
     except UserError as error:
         return str(error)
     for index, (name, expected) in enumerate(files.items()):
@@ -254,7 +259,8 @@ def _fault(directory, rank, world_size):
     return None
 
 
-def _read_meta(directory):
+def read_meta(directory):
+    """What meta.json of a checkpoint holds. Raises UserError where it cannot be read, or is of another schema."""
     path = Path(directory) / "meta.json"
     try:
         meta = json.loads(path.read_text())
@@ -264,8 +270,25 @@ def _read_meta(directory):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); this checkpoint is damaged") from error
     if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema}, this version of mspt reads {SCHEMA}; use the version that wrote it")
+        raise OtherSchema(
+            f"{path}: schema {schema}, this version of mspt reads {SCHEMA}; use the version that wrote it"
+        )
     return meta
+
+
+def _check_schema(directory):
+    """Raise UserError on all ranks where a checkpoint is of another version: it is not damaged."""
+    fault = None
+    if rank_and_size()[0] == 0:
+        try:
+            read_meta(directory)
+        except OtherSchema as error:
+            fault = str(error)
+        except UserError:
+            pass  # damaged: what to do then is latest's to say
+    fault = gather_objects(fault)[0]
+    if fault:
+        raise UserError(fault)
 
 
 def _check_model(directory, meta, shapes):

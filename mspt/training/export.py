@@ -34,7 +34,7 @@ def export_run(run, out):
     Raises UserError where the folder has no checkpoint.
     """
     newest = loading.newest(run)
-    config = json.loads((newest / "meta.json").read_text())["config"]
+    config = checkpoint.read_meta(newest)["config"]
     return export_encoder(checkpoint.averaged(newest), encoders.parse(config["model"]["encoder"]), out)
 
 
@@ -46,17 +46,20 @@ def import_torchmd_net(path, out):
     """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise UserError(f"{path}: cannot read the checkpoint ({error}); give a .ckpt or a state dict") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds more than tensors and plain values, which is not read: it could run code; save its "
             'torch.load(...)["state_dict"] with torch.save where you trust it, and give that'
         ) from error
-    made = held.get("hyper_parameters", {})
+    made = held.get("hyper_parameters", {}) if isinstance(held, dict) else None
+    state = held.get("state_dict", held) if isinstance(held, dict) else None
+    if not isinstance(made, dict) or not isinstance(state, dict):
+        raise UserError(f"{path}: is no checkpoint of TorchMD-Net; give a .ckpt or a state dict")
     try:
         settings, weights = torchmd_net.convert(
-            held.get("state_dict", held),
+            state,
             heads=made.get("num_heads", 8),
             max_neighbours=made.get("max_num_neighbors", 32),
             vector_cutoff=made.get("vector_cutoff", False),

@@ -1,6 +1,5 @@
 """The network and the objectives of a run, out of its checkpoint, to be used for something else than training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def newest(source):
 def load(source):
     """A run folder, or one of its checkpoints -> Loaded, with the weights' moving average if the run keeps one."""
     found = newest(source)
-    config = json.loads((found / "meta.json").read_text())["config"]
+    config = checkpoint.read_meta(found)["config"]
     network = NetworkSettings.model_validate(config["model"])
     module = Pretraining(network, ObjectivesSettings.model_validate(config["objectives"]))
     module.load_state_dict(checkpoint.averaged(found))

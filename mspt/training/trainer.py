@@ -146,9 +146,10 @@ class Trainer:
             self.progress.note(f"resuming from {newest}: step {self.done}")
 
     def _order(self):
-        """What fixes the order of the data; a position means something only where it is the same."""
+        """What fixes the order of the data and the labels; a state means something only where they are the same."""
         data = self.config.data
-        return {
+        learns = {f"objectives.{name}": objective.learns for name, objective in self.module.supervised.items()}
+        return learns | {
             "seed": self.config.seed,
             "data.lanes": data.lanes,
             "data.window": data.window,
@@ -160,9 +161,9 @@ class Trainer:
         }
 
     def _check_same_order(self, state, newest):
-        """Raise UserError where this configuration would go on with other data than the checkpoint's run."""
+        """Raise UserError where this configuration would go on with other data or labels than the checkpoint's run."""
         for name, value in self._order().items():
-            then = state.extra["order"].get(name)
+            then = state.extra["order"].get(name, value)  # older checkpoints do not say all
             if then != value:
                 raise UserError(
                     f"{newest}: was made with {name} = {then}, now it is {value}; set it back, or start a new run.dir "

@@ -96,6 +96,13 @@ def test_the_scale_of_a_measured_spectrum_does_not_matter(capsys, trained, data,
     assert answers[0] == answers[1]
     assert answers[0].split("\n")[0].split() == ["place", "key", "cosine", "formula", "SMILES"]
     assert len(answers[0].splitlines()) == 6
+    ask = ("retrieve", trained, "--data", data, "--query", "ir", path, "--top", 5)
+    mspt(capsys, *ask, "--out", tmp_path / "found.csv")
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [row["key"] for row in rows] == [line.split()[1] for line in answers[0].splitlines()[1:]]
+    assert "leave them out beside --query" in refusal(capsys, *ask, "--spectra", "ir")
+    assert "--query ir: ir is given twice" in refusal(capsys, *ask, "--query", "ir", path)
+    assert "--calibrated is about" in refusal(capsys, "retrieve", trained, "--data", data, "--calibrated")
     calibrated = mspt(capsys, "retrieve", trained, "--data", data, "--query", "ir", path, "--top", 5, "--calibrated")
     assert calibrated != answers[0]
 

@@ -15,6 +15,7 @@ from mspt.data.batch import MoleculeBatch
 from mspt.data.shardset import ShardSet
 from mspt.downstream import predictor
 from mspt.errors import UserError
+from mspt.models import encoders
 from mspt.models.encoders.torchmd_et import TINY
 from mspt.models.pretraining import NetworkSettings
 from mspt.objectives import ObjectivesSettings, Pretraining
@@ -95,6 +96,10 @@ def test_what_does_not_fit_is_said(tmp_path):
     saved(tmp_path / "model", "property")
     with pytest.raises(UserError, match="--budget-atoms is 5"):
         predictor.predict(tmp_path, SHARDS, tmp_path / "a.csv", 5)
+    with pytest.raises(UserError, match=r"predictions are written as \.csv or \.xyz"):
+        predictor.predict(tmp_path, SHARDS, tmp_path / "a.extxyz", 700)
+    with pytest.raises(UserError, match="is a fine-tuned model's; give the folder encoder/ of its run"):
+        encoders.load(tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     tree = json.loads(config.read_text())
     for change, said in (

@@ -19,7 +19,7 @@ from mspt.downstream import predictor
 from mspt.training import checkpoint
 from mspt.training.validation import measure
 from shards import cli as shards
-from tests.end_to_end.runs import LABELLED, ROOT, environment, run, run_and_kill
+from tests.end_to_end.runs import LABELLED, ROOT, command, environment, run, run_and_kill
 from tests.shards.sources.fixtures import geometries, with_bonds
 
 TINY = "{name: torchmd_et, layers: 1, channels: 16, heads: 2, radial_functions: 8}"
@@ -96,6 +96,11 @@ def test_a_run_stops_where_nothing_gets_better(tmp_path):
     assert [row["step"] for row in measured] == [3, 6, 9] and rows[-1]["step"] == 9
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["train"]["steps"] == 9
+    done = subprocess.run(
+        command(tmp_path / "run", 1, 50, *LABELLED, *changes, "objectives.property.target=gap"),
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2 and "was made with objectives.property = {'target': 'homo'" in done.stderr
     state = summary["validation"]
     assert (state["step"], state["since"], state["best"]) == (3, 2, measured[0]["validation_homo"])
     for part, expected in (("heldout", summary["errors"]["homo"]["mae"] / 1000), ("validation", state["best"])):

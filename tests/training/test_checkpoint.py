@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mspt.errors import UserError
-from mspt.training import checkpoint, image
+from mspt.training import checkpoint, image, loading
 from mspt.training.engine import Engine, EngineSettings
 from mspt.training.saving import Saver
 from tests.launching import launch
@@ -166,6 +166,15 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path, damage, caplog):
     DAMAGES[damage](first)
     with pytest.raises(UserError, match="none of 2 checkpoints is whole"):
         checkpoint.latest(tmp_path)
+
+
+def test_another_version_s_is_not_called_damaged(tmp_path):
+    own = engine()
+    meta = save(own, tmp_path, 1) / "meta.json"
+    meta.write_text(meta.read_text().replace('"schema": 2', '"schema": 99'))
+    for read in (lambda: checkpoint.latest(tmp_path), lambda: loading.load(meta.parent)):
+        with pytest.raises(UserError, match="schema 99, this version of mspt reads 2; use the version that wrote it$"):
+            read()
 
 
 def test_what_is_given_comes_back(tmp_path):
