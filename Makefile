@@ -13,7 +13,7 @@ SHARED := $(addprefix benchmarks/,costs.py formats.py measure.py published.py ra
 BENCHMARKS := $(sort $(filter-out $(WITH_PEERS) $(SHARED),$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain test lint bench clean
+.PHONY: help env pretrain test end-to-end lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -34,7 +34,14 @@ pretrain: env ## pre-train in two stages on the bundled molecules, as two proces
 test: export OMP_NUM_THREADS = 1
 test: lint ## check the style and the arrows between folders, then run all tests
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end
-	$(BIN)/pytest -n 2 --dist loadgroup tests/end_to_end  # runs of several processes: those under SLURM beside the others
+	$(MAKE) end-to-end
+
+# Runs of several processes, one after another; those under SLURM, which wait most of the time, beside the others.
+end-to-end: export OMP_NUM_THREADS = 1
+end-to-end: env
+	@said=$$(mktemp); $(BIN)/pytest tests/end_to_end/slurm > $$said 2>&1 & slurm=$$!; \
+	$(BIN)/pytest tests/end_to_end --ignore tests/end_to_end/slurm; code=$$?; \
+	wait $$slurm || code=$$?; cat $$said; rm $$said; exit $$code
 
 lint: env ## check the style and the arrows between folders
 	$(BIN)/ruff check
