@@ -148,11 +148,13 @@ def reproduce(options):
     if options.dry_run:
         print("\n".join(shlex.join(run.command(options.processes)) for run in plan.runs if not run.done))
         return
-    failed = {} if options.show else plan.perform(options.jobs, options.processes)
+    failed = {}
     if options.show:
         plan.check_found()
-    print(plan.text())
-    if not options.show:
+        print(plan.text())
+    else:
+        failed = plan.perform(options.jobs, options.processes)
+        print(plan.text())
         print(f"\nnumbers: {plan.save()}")
     if options.figure:
         plot.save(curves.learning_curves(plan), options.figure)

@@ -92,10 +92,10 @@ def predict(folder, data, out, budget_atoms=8192):
         raise UserError(
             f"--budget-atoms is {budget_atoms}, but a molecule of {data} has {largest}; set it to that or more"
         )
-    text, names = io.StringIO(), module.labels[0]
-    if Path(out).suffix not in (".csv", ".xyz"):
+    text, names, suffix = io.StringIO(), module.labels[0], Path(out).suffix
+    if suffix not in (".csv", ".xyz"):
         raise UserError(f"--out {out}: predictions are written as .csv or .xyz; give such a name")
-    as_frames = Path(out).suffix == ".xyz"
+    as_frames = suffix == ".xyz"
     if not as_frames:
         csv.writer(text, lineterminator="\n").writerow(["key", *names])
     for batch in sequential(molecules, Budget(molecules=budget_atoms, atoms=budget_atoms)):
