@@ -86,6 +86,24 @@ def filtered_messages(given):
     return (*arguments, geometry.direction), 10 * channels * len(graph.source)
 
 
+def whole_molecules(given):
+    """EGNN's graph, of every two atoms of a molecule, and its published width."""
+    graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, math.inf, given.n, False)
+    return graph, len(graph.source), F // 2
+
+
+def edge_features(given):
+    graph, edges, channels = whole_molecules(given)
+    atoms = given.random(given.n, channels), given.random(given.n, channels)
+    return (*atoms, given.random(channels), given.random(edges), graph), 20 * edges * channels
+
+
+def gated_sums(given):
+    graph, edges, channels = whole_molecules(given)
+    gate = given.random(1, channels), given.random(1)
+    return (given.random(edges, channels), *gate, given.random(edges), graph), 20 * edges * channels
+
+
 def direction(given, graph):
     """Vectors along the edges [3, e]; their lengths do not matter here."""
     return (given.batch.positions[graph.target] - given.batch.positions[graph.source]).T.double()
@@ -106,15 +124,17 @@ def spherical_harmonics(given):
 
 def triplet_messages(given):
     """SphereNet's, at its published widths."""
-    channels, degrees, basis = 64, 7, 8
+    channels, degrees, radial, basis = 64, 7, 6, 8
     graph = kernels.radius_graph(given.batch.positions, given.batch.ptr, 5.0, 32, False)
     met = kernels.triplets(direction(given, graph), graph)
     edges, functions = len(graph.source), degrees**2
     known = given.random(edges, channels), given.random(len(met.outgoing), functions).detach()
-    maps = given.random(edges, degrees, basis), given.random(edges, functions, basis)
-    weights = given.random(channels, basis), given.random(channels, basis)
+    weights = [given.random(basis, count * radial) for count in (degrees, functions)]
+    weights += [given.random(channels, basis), given.random(channels, basis)]
     products = len(met.outgoing) * ((degrees + functions) * basis + 2 * basis * channels + 2 * channels)
-    return (*known, *maps, *weights, met.begin, met.outgoing, graph.ptr), products
+    products += edges * (degrees + functions) * radial * basis
+    spherical = given.random(edges, degrees, radial).detach()
+    return (*known, spherical, *weights, met.begin, met.outgoing, graph.ptr), products
 
 
 def update(given):
@@ -140,6 +160,8 @@ OPERATIONS = (
     gate_table,
     radius_graph_attention,
     filtered_messages,
+    edge_features,
+    gated_sums,
     triplets,
     spherical_harmonics,
     triplet_messages,
@@ -220,6 +242,8 @@ def operations(options):
             if precision != "fp32" and make in (
                 radius_graph,
                 filtered_messages,
+                edge_features,
+                gated_sums,
                 triplets,
                 spherical_harmonics,
                 triplet_messages,

@@ -5,7 +5,14 @@ may stand in for it. MSPT_KERNELS names one; `auto`, the default, takes the C++ 
 found, Triton's on a GPU, and the reference for what they leave out.
 """
 
-from mspt.kernels.reference import Geometry, Graph, neighbour_embedding, pair_geometry, sum_by_target
+from mspt.kernels.reference import (
+    Geometry,
+    Graph,
+    gated_messages,
+    neighbour_embedding,
+    pair_geometry,
+    sum_by_target,
+)
 from mspt.kernels.selection import implementation, pick, use
 from mspt.kernels.spline import RadialBasis
 
@@ -14,8 +21,11 @@ __all__ = [
     "Graph",
     "RadialBasis",
     "carried_score_attention",
+    "edge_features",
     "filtered_messages",
     "gate_table",
+    "gated_messages",
+    "gated_sums",
     "implementation",
     "linear",
     "neighbour_embedding",
@@ -52,6 +62,16 @@ def filtered_messages(sent, vec, filters, graph, direction):
     return pick("filtered_messages", sent.device, sent.dtype)(sent, vec, filters, graph, direction)
 
 
+def edge_features(target, source, along, squared, graph):
+    """reference.edge_features."""
+    return pick("edge_features", target.device, target.dtype)(target, source, along, squared, graph)
+
+
+def gated_sums(x, weight, bias, fade, graph):
+    """reference.gated_sums."""
+    return pick("gated_sums", x.device, x.dtype)(x, weight, bias, fade, graph)
+
+
 def triplets(direction, graph):
     """reference.triplets."""
     return pick("triplets", direction.device)(direction, graph)
@@ -62,10 +82,10 @@ def spherical_harmonics(seen, degrees, dtype):
     return pick("spherical_harmonics", seen.device, dtype)(seen, degrees, dtype)
 
 
-def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr):
+def triplet_messages(sent, harmonics, spherical, angle_down, torsion_down, angle_up, torsion_up, begin, outgoing, ptr):
     """reference.triplet_messages."""
     function = pick("triplet_messages", sent.device, sent.dtype)
-    return function(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr)
+    return function(sent, harmonics, spherical, angle_down, torsion_down, angle_up, torsion_up, begin, outgoing, ptr)
 
 
 def linear(x, weight, bias, heads=1):

@@ -205,6 +205,29 @@ def sum_by_target(values, graph):
     return values.new_zeros(len(graph.ptr) - 1, *values.shape[1:]).index_add_(0, graph.target, values)
 
 
+def edge_features(target, source, along, squared, graph):
+    """silu of what an edge j → i of EGNN sees: target [n, F] of i + source [n, F] of j + squared [e] times along [F].
+
+    -> [e, F], in the widest of the types.
+    """
+    seen = target.index_select(0, graph.target) + source.index_select(0, graph.source)
+    return silu(seen + squared[:, None] * along)
+
+
+def gated_messages(x, weight, bias, fade):
+    """EGNN's messages y · sigmoid(weight y + bias) · fade, y = silu(x).
+
+    x [e, F], weight [1, F], bias [1], fade [e] -> [e, F], in the wider type of x and fade.
+    """
+    message = silu(x)
+    return message * (functional.linear(message, weight, bias).sigmoid() * fade[:, None])
+
+
+def gated_sums(x, weight, bias, fade, graph):
+    """The sums [n, F] of gated_messages by target atom."""
+    return sum_by_target(gated_messages(x, weight, bias, fade), graph)
+
+
 def filtered_messages(sent, vec, filters, graph, direction):
     """PaiNN's sums over neighbours (eqs. 7 and 8): Σ s_j w, and Σ d (n_j w) + v_j (a_j w), along a graph without loops.
 
@@ -221,13 +244,14 @@ def filtered_messages(sent, vec, filters, graph, direction):
     return sum_by_target(scalar, graph), sum_by_target(vector, graph)
 
 
-def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight, begin, outgoing, ptr):
-    """SphereNet's sums over the triplets k → j → i of each edge j → i: Σ sent · (A a) · (B b), where an edge k → j maps
-    the harmonics of its triplets, those of order 0 to a and all to b.
+def triplet_messages(sent, harmonics, spherical, angle_down, torsion_down, angle_up, torsion_up, begin, outgoing, ptr):
+    """SphereNet's sums over the triplets k → j → i of each edge j → i: Σ sent · (A a) · (B b). a and b are maps, by
+    angle_down and torsion_down, of products: Bessel functions of k → j times harmonics, those of order 0 and all.
 
-    sent [e, C] of the edges k → j; harmonics [t, S²], of an edge k → j in rows begin [e + 1] to begin + 1; angle_map
-    [e, S, W], torsion_map [e, S², W]; angle_weight A, torsion_weight B [C, W]; outgoing [t]: the edge j → i of a
-    triplet; ptr [n + 1]: of Graph -> [e, C], summed in float32 at least.
+    sent [e, C] of the edges k → j, spherical [e, S, K] of these; harmonics [t, S²], of an edge k → j in rows begin [e +
+    1] to begin + 1; angle_down [W, S · K], torsion_down [W, S² · K]: inputs are numbered (harmonic, k); angle_up A,
+    torsion_up B [C, W]; outgoing [t]: the edge j → i of a triplet; ptr [n + 1]: of Graph -> [e, C], summed in float32
+    at least.
     """
     count = begin.diff()
     incoming = torch.repeat_interleave(count)
@@ -236,12 +260,25 @@ def triplet_messages(sent, harmonics, angle_map, torsion_map, angle_weight, tors
     place = incoming * width + torch.arange(len(incoming), device=incoming.device) - begin[incoming]
     rows = harmonics.new_zeros(len(sent) * width, harmonics.shape[1]).index_add_(0, place, harmonics)
     rows = rows.view(len(sent), width, harmonics.shape[1])
-    zonal = rows[..., [degree**2 for degree in range(angle_map.shape[1])]]
+    zonal = rows[..., [degree**2 for degree in range(spherical.shape[1])]]
     angles, torsions = (
-        (known @ of_edges).flatten(0, 1).index_select(0, place)
-        for known, of_edges in ((zonal, angle_map), (rows, torsion_map))
+        (known @ _map_of_harmonics(spherical, weight)).flatten(0, 1).index_select(0, place)
+        for known, weight in ((zonal, angle_down), (rows, torsion_down))
     )
-    return triplet_sums(sent, angles, torsions, angle_weight, torsion_weight, incoming, outgoing)
+    return triplet_sums(sent, angles, torsions, angle_up, torsion_up, incoming, outgoing)
+
+
+def _map_of_harmonics(spherical, weight):
+    """A linear map of products, spherical [e, S, K] times harmonics of a triplet, without the products [t, …]: as a map
+    of the harmonics alone for each edge. weight [W, A · S · K] -> [e, A · S, W].
+
+    Harmonic f of A · S comes with the Bessel functions of order f mod S; for torsions, whose A is S, that is not its
+    own degree, as in the public code.
+    """
+    orders, functions = spherical.shape[1:]
+    weight = weight.view(len(weight), -1, orders, functions).permute(2, 3, 1, 0)  # [S, K, A, W]
+    of_edges = (spherical.transpose(0, 1) @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [S, e, A, W]
+    return of_edges.permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def linear(x, weight, bias, heads):

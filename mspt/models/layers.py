@@ -5,6 +5,15 @@ from torch import nn
 from mspt import kernels
 
 
+class LentLinear(nn.Linear):
+    """A linear layer that others apply: it gives copies of its weight and bias (None without), which stay when an
+    engine that shards parameters takes the layer's own away.
+    """
+
+    def forward(self):
+        return self.weight.clone(), None if self.bias is None else self.bias.clone()
+
+
 class Linear(nn.Linear):
     """kernels.linear: [n, …, inputs] -> [n, …, outputs], or with heads [n, …, heads, outputs / heads]."""
 

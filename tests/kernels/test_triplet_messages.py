@@ -10,28 +10,29 @@ from torch.library import opcheck
 from mspt import kernels
 from mspt.kernels import reference, triplet_sums
 
-# sizes of molecules, channels, degrees, width of the basis, nearest neighbours kept
+# sizes of molecules, channels, degrees, radial functions, width of the basis, nearest neighbours kept
 CASES = {
-    "small": ((5, 1, 4), 8, 3, 4, 32),
-    "odd": ((7, 0, 3), 13, 4, 3, 32),
-    "few neighbours": ((12, 9), 16, 3, 8, 3),
-    "published widths": ((14, 9), 64, 7, 8, 32),
-    "a wide basis": ((5, 4), 8, 3, 9, 32),
-    "no triplets": ((2, 2), 8, 3, 8, 32),
-    "no edges": ((1, 1), 8, 3, 8, 32),
-    "nothing": ((0,), 8, 3, 8, 32),
+    "small": ((5, 1, 4), 8, 3, 2, 4, 32),
+    "odd": ((7, 0, 3), 13, 4, 5, 3, 32),
+    "few neighbours": ((12, 9), 16, 3, 3, 8, 3),
+    "published widths": ((14, 9), 64, 7, 6, 8, 32),
+    "a wide basis": ((5, 4), 8, 3, 2, 9, 32),
+    "no triplets": ((2, 2), 8, 3, 2, 8, 32),
+    "no edges": ((1, 1), 8, 3, 2, 8, 32),
+    "nothing": ((0,), 8, 3, 2, 8, 32),
 }
 
 
-def case(sizes, channels, degrees, basis, most):
+def case(sizes, channels, degrees, radial, basis, most):
     """Tensors that have gradients, and those of the triplets."""
     positions, ptr = molecules(sizes)
     graph = kernels.radius_graph(positions, ptr, 3.0, most, False)
     met = kernels.triplets((positions[graph.target] - positions[graph.source]).T, graph)
     torch.manual_seed(0)
     e, functions = len(graph.source), degrees**2
-    shapes = [(e, channels), (len(met.outgoing), functions), (e, degrees, basis), (e, functions, basis)]
-    tensors = [torch.randn(shape) for shape in (*shapes, (channels, basis), (channels, basis))]
+    shapes = [(e, channels), (len(met.outgoing), functions), (e, degrees, radial)]
+    shapes += [(basis, degrees * radial), (basis, functions * radial), (channels, basis), (channels, basis)]
+    tensors = [torch.randn(shape) for shape in shapes]
     return tensors, (met.begin, met.outgoing, graph.ptr)
 
 
@@ -60,12 +61,14 @@ def test_means_what_it_says():
     """The reference, one triplet after another."""
     tensors, (begin, outgoing, ptr) = case(*CASES["small"])
     tensors = [tensor.double() for tensor in tensors]
-    sent, harmonics, angle_map, torsion_map, angle_weight, torsion_weight = tensors
+    sent, harmonics, spherical, angle_down, torsion_down, angle_up, torsion_up = tensors
     expected = torch.zeros_like(sent)
     for edge in range(len(sent)):
         for t in range(begin[edge], begin[edge + 1]):
-            a = angle_weight @ (harmonics[t, [0, 1, 4]] @ angle_map[edge])
-            b = torsion_weight @ (harmonics[t] @ torsion_map[edge])
+            angle = harmonics[t, [0, 1, 4], None] * spherical[edge]
+            # The public code has harmonic f beside the Bessel functions of order f mod S, here 3.
+            torsion = torch.stack([harmonics[t, f] * spherical[edge, f % 3] for f in range(9)])
+            a, b = angle_up @ (angle_down @ angle.flatten()), torsion_up @ (torsion_down @ torsion.flatten())
             expected[outgoing[t]] += sent[edge] * a * b
     found = reference.triplet_messages(*tensors, begin, outgoing, ptr)
     assert expected.abs().max() > 1
@@ -100,22 +103,22 @@ def test_inputs_need_not_be_contiguous():
 
 
 def test_positions_that_do_not_move():
-    """Without a gradient of the harmonics the others are the same."""
+    """Without gradients of what they decide, the others are the same."""
     tensors, rest = case(*CASES["small"])
-    output, sent, _, *others = everything(tensors, rest)
-    for one, other in zip([output, sent, *others], everything(tensors, rest, frozen={1}), strict=True):
+    output, sent, _, _, *others = everything(tensors, rest)
+    for one, other in zip([output, sent, *others], everything(tensors, rest, frozen={1, 2}), strict=True):
         assert torch.equal(one, other)
 
 
 def test_second_derivative_where_positions_do_not_move():
     tensors, rest = case(*CASES["small"])
-    leaves = [x.detach().requires_grad_(place != 1) for place, x in enumerate(tensors)]
+    leaves = [x.detach().requires_grad_(place not in (1, 2)) for place, x in enumerate(tensors)]
     found = []
     for module in (kernels, reference):
         with kernels.use("cpu"):
             output = module.triplet_messages(*leaves, *rest)
             first = torch.autograd.grad(output.square().sum(), leaves[0], create_graph=True)[0]
-            found.append(torch.autograd.grad(first.square().sum(), [leaves[0], *leaves[2:]]))
+            found.append(torch.autograd.grad(first.square().sum(), [leaves[0], *leaves[3:]]))
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() < 1e-5 * other.norm()
 
@@ -132,7 +135,7 @@ def test_not_a_number_stays_one():
 @pytest.mark.parametrize("moving", [True, False])
 def test_operators_are_what_they_declare(moving):
     tensors, rest = case(*CASES["small"])
-    inputs = [*(x.requires_grad_(moving or place != 1) for place, x in enumerate(tensors)), *rest]
+    inputs = [*(x.requires_grad_(moving or place not in (1, 2)) for place, x in enumerate(tensors)), *rest]
     opcheck(torch.ops.mspt.triplet_messages.default, inputs)
     output = torch.ops.mspt.triplet_messages(*inputs).detach()
     # Its gradient is the reference's, whose rows are as long as the data says: that cannot be traced.

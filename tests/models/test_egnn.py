@@ -68,7 +68,8 @@ def by_edge(model, numbers, positions, ptr):
             for j, r, fade in edges[i]:
                 seen = torch.cat([x[i], x[j], torch.tensor([r * r], dtype=torch.float64)])
                 message = silu(layer.message(silu(layer.weight @ seen + layer.bias)))
-                messages[i, j] = message / (1 + torch.exp(-layer.gate(message))) * fade
+                score = layer.gate.weight @ message + layer.gate.bias
+                messages[i, j] = message / (1 + torch.exp(-score)) * fade
             zero = torch.zeros(s.channels, dtype=torch.float64)
             around = sum((messages[i, j] for j, _, _ in edges[i]), start=zero)
             new.append(x[i] + apply(layer.update, torch.cat([x[i], around])))

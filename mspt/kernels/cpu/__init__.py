@@ -2,6 +2,7 @@
 
 from mspt.kernels.cpu.attention import radius_graph_attention
 from mspt.kernels.cpu.carried_attention import carried_score_attention
+from mspt.kernels.cpu.egnn import edge_features, gated_sums
 from mspt.kernels.cpu.filtered_messages import filtered_messages
 from mspt.kernels.cpu.graph import radius_graph
 from mspt.kernels.cpu.harmonics import spherical_harmonics
@@ -14,8 +15,10 @@ from mspt.kernels.cpu.whiten import whiten
 
 __all__ = [
     "carried_score_attention",
+    "edge_features",
     "filtered_messages",
     "gate_table",
+    "gated_sums",
     "linear",
     "radius_graph",
     "radius_graph_attention",

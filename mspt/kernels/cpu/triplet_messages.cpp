@@ -2,6 +2,7 @@
 //
 // A thread takes whole atoms j: the edges k -> j lie side by side, and of what comes out only the edges j -> i are
 // touched, which no other atom touches.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -15,8 +16,10 @@ constexpr int B = 8;
 using Eight = Vec<B>;
 
 struct Shape {
-  int64_t degrees, basis;
+  int64_t channels, degrees, radial, basis;
   int64_t functions() const { return degrees * degrees; }
+  int64_t bessel() const { return degrees * radial; }
+  int64_t products() const { return functions() * radial; }
 };
 
 // Rows of basis numbers -> rows of eight, filled up with zeros.
@@ -32,6 +35,20 @@ void narrow(const Eight* wide, int64_t count, int64_t basis, float* rows) {
   for (int64_t r = 0; r < count; r++) memcpy(rows + r * basis, &wide[r].v, basis * sizeof(float));
 }
 
+// [basis, count] -> [count], filled up with zeros, and back.
+void widen_columns(const float* columns, int64_t count, int64_t basis, Eight* wide) {
+  for (int64_t r = 0; r < count; r++) {
+    float row[B] = {};
+    for (int64_t i = 0; i < basis; i++) row[i] = columns[i * count + r];
+    wide[r] = load<B>(row);
+  }
+}
+
+void narrow_columns(const Eight* wide, int64_t count, int64_t basis, float* columns) {
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t i = 0; i < basis; i++) columns[i * count + r] = wide[r].v[i];
+}
+
 // [C, basis] -> [8, C].
 std::vector<float> turned(const float* weight, int64_t C, int64_t basis) {
   std::vector<float> result(B * C);
@@ -40,13 +57,65 @@ std::vector<float> turned(const float* weight, int64_t C, int64_t basis) {
   return result;
 }
 
-// What an edge k -> j maps the harmonics of its triplets by: those of order 0, and all.
+// The weights of all four maps, or their gradients, one after the other.
+struct Weights {
+  std::vector<Eight> rows;
+  Eight *angle_up, *torsion_up, *angle_down, *torsion_down;
+  Weights(Shape s) : rows(2 * s.channels + s.bessel() + s.products(), all<B>(0)) {
+    angle_up = rows.data(), torsion_up = angle_up + s.channels;
+    angle_down = torsion_up + s.channels, torsion_down = angle_down + s.bessel();
+  }
+  Weights(Weights&&) = default;  // may be moved, since its rows stay where they are, and not copied
+  void clear() { std::fill(rows.begin(), rows.end(), all<B>(0)); }
+  void add(const Weights& other) {
+    for (size_t r = 0; r < rows.size(); r++) rows[r] = rows[r] + other.rows[r];
+  }
+};
+
+Weights read(const float* angle_up, const float* torsion_up, const float* angle_down, const float* torsion_down, Shape s) {
+  Weights w(s);
+  widen(angle_up, s.channels, s.basis, w.angle_up), widen(torsion_up, s.channels, s.basis, w.torsion_up);
+  widen_columns(angle_down, s.bessel(), s.basis, w.angle_down), widen_columns(torsion_down, s.products(), s.basis, w.torsion_down);
+  return w;
+}
+
+// What an edge k -> j maps the harmonics of its triplets by, those of order 0 and all, or the gradients of that.
 struct Maps {
   std::vector<Eight> angle, torsion;
   Maps(Shape s) : angle(s.degrees), torsion(s.functions()) {}
-  void read(const float* angle_map, const float* torsion_map, int64_t k, Shape s) {
-    widen(angle_map + k * s.degrees * s.basis, s.degrees, s.basis, angle.data());
-    widen(torsion_map + k * s.functions() * s.basis, s.functions(), s.basis, torsion.data());
+  void clear() { std::fill(angle.begin(), angle.end(), all<B>(0)), std::fill(torsion.begin(), torsion.end(), all<B>(0)); }
+
+  // From the edge's Bessel functions x [S, K]: harmonic f goes with those of order f mod S.
+  void make(const float* x, const Weights& w, Shape s) {
+    for (int64_t d = 0; d < s.degrees; d++) angle[d] = product(x + d * s.radial, w.angle_down + d * s.radial, s.radial);
+    for (int64_t f = 0; f < s.functions(); f++)
+      torsion[f] = product(x + f % s.degrees * s.radial, w.torsion_down + f * s.radial, s.radial);
+  }
+
+  // Seen as gradients: adds those of the weights to `to`, and sets that of x, where there is room for it.
+  void unmake(const float* x, const Weights& w, Shape s, Weights& to, std::vector<Eight>& gx, float* g) const {
+    for (int64_t d = 0; d < s.degrees; d++) add_outer(x + d * s.radial, angle[d], to.angle_down + d * s.radial, s.radial);
+    for (int64_t f = 0; f < s.functions(); f++)
+      add_outer(x + f % s.degrees * s.radial, torsion[f], to.torsion_down + f * s.radial, s.radial);
+    if (!g) return;
+    for (int64_t d = 0; d < s.degrees; d++)
+      for (int64_t r = d * s.radial; r < (d + 1) * s.radial; r++) gx[r] = w.angle_down[r] * angle[d];
+    for (int64_t f = 0; f < s.functions(); f++)
+      for (int64_t k = 0; k < s.radial; k++) {
+        Eight& to_x = gx[f % s.degrees * s.radial + k];
+        to_x = fma(w.torsion_down[f * s.radial + k], torsion[f], to_x);
+      }
+    for (int64_t r = 0; r < s.bessel(); r++) g[r] = sum(gx[r]);
+  }
+
+ private:
+  INLINE Eight product(const float* x, const Eight* w, int64_t radial) {
+    Eight total = all<B>(0);
+    for (int64_t k = 0; k < radial; k++) total = fma(all<B>(x[k]), w[k], total);
+    return total;
+  }
+  INLINE void add_outer(const float* x, Eight g, Eight* to, int64_t radial) {
+    for (int64_t k = 0; k < radial; k++) to[k] = fma(all<B>(x[k]), g, to[k]);
   }
 };
 
@@ -101,15 +170,16 @@ INLINE Eight gather(const float* x, const Eight* weight, Eight a, Eight* to, int
 
 extern "C" {
 
-// sent [e, C]; harmonics [t, S * S], those of edge k in rows begin[k] to begin[k + 1]; angle_map [e, S, basis] and
-// torsion_map [e, S * S, basis]; weights [C, basis]; outgoing [t], an edge from the atom where k ends; edges ptr[j] to
-// ptr[j + 1] end at atom j -> heard [e, C].
-void triplet_messages_forward(const float* sent, const float* harmonics, const float* angle_map, const float* torsion_map,
-                              const float* angle_weight, const float* torsion_weight, const int64_t* begin,
+// sent [e, C]; harmonics [t, S * S], those of edge k in rows begin[k] to begin[k + 1]; spherical [e, S, K]; angle_down
+// [W, S * K] and torsion_down [W, S * S * K]; angle_up and torsion_up [C, W]; outgoing [t], an edge from the atom where k
+// ends; edges ptr[j] to ptr[j + 1] end at atom j -> heard [e, C].
+void triplet_messages_forward(const float* sent, const float* harmonics, const float* spherical, const float* angle_down,
+                              const float* torsion_down, const float* angle_up, const float* torsion_up, const int64_t* begin,
                               const int64_t* outgoing, const int64_t* ptr, float* heard, int64_t n, int64_t e, int64_t C,
-                              int64_t degrees, int64_t basis, int64_t threads) {
-  const Shape s{degrees, basis};
-  const std::vector<float> wa = turned(angle_weight, C, basis), wb = turned(torsion_weight, C, basis);
+                              int64_t degrees, int64_t radial, int64_t basis, int64_t threads) {
+  const Shape s{C, degrees, radial, basis};
+  const std::vector<float> wa = turned(angle_up, C, basis), wb = turned(torsion_up, C, basis);
+  const Weights weights = read(angle_up, torsion_up, angle_down, torsion_down, s);
   memset(heard, 0, e * C * sizeof(float));
 #pragma omp parallel num_threads(threads)
   {
@@ -119,7 +189,7 @@ void triplet_messages_forward(const float* sent, const float* harmonics, const f
 #pragma omp for schedule(dynamic, 16)
     for (int64_t j = 0; j < n; j++)
       for (int64_t k = ptr[j]; k < ptr[j + 1]; k++) {
-        if (begin[k] < begin[k + 1]) maps.read(angle_map, torsion_map, k, s);
+        if (begin[k] < begin[k + 1]) maps.make(spherical + k * s.bessel(), weights, s);
         for (int64_t t = begin[k]; t < begin[k + 1]; t++) {
           seen(harmonics + t * s.functions(), maps, s, a, b);
           spread(a, wa.data(), x.data(), C), spread(b, wb.data(), y.data(), C);
@@ -129,39 +199,41 @@ void triplet_messages_forward(const float* sent, const float* harmonics, const f
   }
 }
 
-// The gradient of heard -> of sent, harmonics (where `moving`), maps and weights. Those of the weights are added up atom
-// by atom in each of as many parts as there are threads, in an order that does not change from run to run.
-void triplet_messages_backward(const float* g_heard, const float* sent, const float* harmonics, const float* angle_map,
-                               const float* torsion_map, const float* angle_weight, const float* torsion_weight,
-                               const int64_t* begin, const int64_t* outgoing, const int64_t* ptr, float* g_sent,
-                               float* g_harmonics, float* g_angle_map, float* g_torsion_map, float* g_angle_weight,
-                               float* g_torsion_weight, int64_t n, int64_t e, int64_t C, int64_t degrees, int64_t basis,
-                               int64_t moving, int64_t threads) {
-  const Shape s{degrees, basis};
+// The gradient of heard -> of sent, of harmonics and spherical (where `moving`), and of the weights. These are added up
+// atom by atom in each of as many parts as there are threads, in an order that does not change from run to run.
+void triplet_messages_backward(const float* g_heard, const float* sent, const float* harmonics, const float* spherical,
+                               const float* angle_down, const float* torsion_down, const float* angle_up,
+                               const float* torsion_up, const int64_t* begin, const int64_t* outgoing, const int64_t* ptr,
+                               float* g_sent, float* g_harmonics, float* g_spherical, float* g_angle_down,
+                               float* g_torsion_down, float* g_angle_up, float* g_torsion_up, int64_t n, int64_t e, int64_t C,
+                               int64_t degrees, int64_t radial, int64_t basis, int64_t moving, int64_t threads) {
+  const Shape s{C, degrees, radial, basis};
   const int64_t Q = s.functions();
-  const std::vector<float> wa = turned(angle_weight, C, basis), wb = turned(torsion_weight, C, basis);
-  std::vector<Eight> angle_rows(C), torsion_rows(C), totals(threads * 2 * C, all<B>(0));
-  widen(angle_weight, C, basis, angle_rows.data()), widen(torsion_weight, C, basis, torsion_rows.data());
+  const std::vector<float> wa = turned(angle_up, C, basis), wb = turned(torsion_up, C, basis);
+  const Weights weights = read(angle_up, torsion_up, angle_down, torsion_down, s);
+  std::vector<Weights> totals;
+  for (int64_t part = 0; part < threads; part++) totals.emplace_back(s);
   memset(g_sent, 0, e * C * sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t part = 0; part < threads; part++) {
     Maps maps(s), to_maps(s);
+    Weights of_atom(s);
+    std::vector<Eight> of_bessel(s.bessel());
     std::vector<float> x(C), y(C);
-    std::vector<Eight> of_atom(2 * C);
     float a[B], b[B];
     for (int64_t j = part * n / threads; j < (part + 1) * n / threads; j++) {
-      std::fill(of_atom.begin(), of_atom.end(), all<B>(0));
+      of_atom.clear();
       for (int64_t k = ptr[j]; k < ptr[j + 1]; k++) {
-        maps.read(angle_map, torsion_map, k, s);
-        std::fill(to_maps.angle.begin(), to_maps.angle.end(), all<B>(0));
-        std::fill(to_maps.torsion.begin(), to_maps.torsion.end(), all<B>(0));
+        const float* bessel = spherical + k * s.bessel();
+        maps.make(bessel, weights, s);
+        to_maps.clear();
         for (int64_t t = begin[k]; t < begin[k + 1]; t++) {
           const float* h = harmonics + t * Q;
           seen(h, maps, s, a, b);
           spread(a, wa.data(), x.data(), C), spread(b, wb.data(), y.data(), C);
           unhear(g_heard + outgoing[t] * C, sent + k * C, x.data(), y.data(), g_sent + k * C, C);
-          Eight ga = gather(x.data(), angle_rows.data(), load<B>(a), of_atom.data(), C);
-          Eight gb = gather(y.data(), torsion_rows.data(), load<B>(b), of_atom.data() + C, C);
+          Eight ga = gather(x.data(), weights.angle_up, load<B>(a), of_atom.angle_up, C);
+          Eight gb = gather(y.data(), weights.torsion_up, load<B>(b), of_atom.torsion_up, C);
           for (int64_t d = 0; d < degrees; d++) to_maps.angle[d] = fma(all<B>(h[d * d]), ga, to_maps.angle[d]);
           for (int64_t q = 0; q < Q; q++) to_maps.torsion[q] = fma(all<B>(h[q]), gb, to_maps.torsion[q]);
           if (!moving) continue;
@@ -169,15 +241,14 @@ void triplet_messages_backward(const float* g_heard, const float* sent, const fl
           for (int64_t q = 0; q < Q; q++) to[q] = sum(maps.torsion[q] * gb);
           for (int64_t d = 0; d < degrees; d++) to[d * d] += sum(maps.angle[d] * ga);
         }
-        narrow(to_maps.angle.data(), degrees, basis, g_angle_map + k * degrees * basis);
-        narrow(to_maps.torsion.data(), Q, basis, g_torsion_map + k * Q * basis);
+        to_maps.unmake(bessel, weights, s, of_atom, of_bessel, moving ? g_spherical + k * s.bessel() : nullptr);
       }
-      Eight* total = totals.data() + part * 2 * C;
-      for (int64_t c = 0; c < 2 * C; c++) total[c] = total[c] + of_atom[c];
+      totals[part].add(of_atom);
     }
   }
-  for (int64_t part = 1; part < threads; part++)
-    for (int64_t c = 0; c < 2 * C; c++) totals[c] = totals[c] + totals[part * 2 * C + c];
-  narrow(totals.data(), C, basis, g_angle_weight), narrow(totals.data() + C, C, basis, g_torsion_weight);
+  for (int64_t part = 1; part < threads; part++) totals[0].add(totals[part]);
+  narrow(totals[0].angle_up, C, basis, g_angle_up), narrow(totals[0].torsion_up, C, basis, g_torsion_up);
+  narrow_columns(totals[0].angle_down, s.bessel(), basis, g_angle_down);
+  narrow_columns(totals[0].torsion_down, s.products(), basis, g_torsion_down);
 }
 }

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
+from mspt.models.layers import LentLinear
 from mspt.settings import Settings
 
 
@@ -71,14 +72,15 @@ class EGNN(nn.Module):
         x = self.embedding(numbers)
         geometry = kernels.pair_geometry(positions, graph, self.basis, x.dtype)
         pair = graph.pair.abs().long() - 1
-        squared = geometry.distance.square().to(geometry.fade.dtype)[pair, None]
-        fade = geometry.fade[pair, None]
+        squared = geometry.distance.square().to(geometry.fade.dtype)[pair]
+        fade = geometry.fade[pair]
         for layer in self.layers:
-            x, message = layer(x, squared, fade, graph)
+            x, *message = layer(x, squared, fade, graph)
         if self.moves is None:
             return self.out(x), None
         direction = -geometry.direction[pair] * graph.pair.sign()[:, None]  # from an edge's source to its target
-        moves = self.moves(message.to(x.dtype)).to(fade.dtype) * fade
+        message = kernels.gated_messages(*message, fade)
+        moves = self.moves(message.to(x.dtype)).to(fade.dtype) * fade[:, None]
         return self.out(x), kernels.sum_by_target(direction[..., None] * moves[:, None], graph).to(x.dtype)
 
 
@@ -93,16 +95,16 @@ class Layer(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Linear(2 * channels + 1, channels).parameters()
         self.message = nn.Linear(channels, channels)
-        self.gate = nn.Linear(channels, 1)
+        self.gate = LentLinear(channels, 1)
         self.update = nn.Sequential(nn.Linear(2 * channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def forward(self, x, squared, fade, graph):
-        """x [n, F], squared distances [e, 1] Å², fade [e, 1] -> x [n, F] after the layer, messages [e, F]."""
+        """x [n, F], squared distances [e] Å², fade [e] -> x [n, F] after the layer; and what the messages are made of
+        (reference.gated_messages): [e, F], and the gate's weight and bias.
+        """
         of_target, of_source, of_squared = self.weight.split([x.shape[1], x.shape[1], 1], 1)
         target, source = linear(x, of_target, self.bias), linear(x, of_source)
-        hidden = target.index_select(0, graph.target) + source.index_select(0, graph.source)
-        hidden = silu(hidden + squared * of_squared[:, 0])
-        message = silu(self.message(hidden.to(x.dtype)))
-        message = message * (self.gate(message).sigmoid() * fade)
-        around = kernels.sum_by_target(message, graph).to(x.dtype)
-        return x + self.update(torch.cat([x, around], 1)), message
+        hidden = kernels.edge_features(target, source, of_squared[:, 0], squared, graph)
+        message = self.message(hidden.to(x.dtype)), *self.gate()
+        around = kernels.gated_sums(*message, fade, graph).to(x.dtype)
+        return x + self.update(torch.cat([x, around], 1)), *message

@@ -21,6 +21,7 @@ from torch.nn.functional import silu
 from mspt import kernels
 from mspt.chemistry.elements import MAX_NUMBER
 from mspt.models.encoders.bessel import bessel_roots, spherical_bessel
+from mspt.models.layers import LentLinear
 from mspt.settings import Settings
 
 
@@ -148,31 +149,6 @@ def safe_norm(vectors):
     return torch.where(apart, root, 0.0), vectors / root
 
 
-class SeparableMap(nn.Linear):
-    """A linear map of products, Bessel functions of k → j times harmonics of a triplet, without the products [t, …]: as
-    a map of the harmonics alone for each k → j.
-
-    Harmonic f of A · S comes with the Bessel functions of order f mod S; for torsions, whose A is S, that is not its
-    own degree, as in the public code. Inputs are numbered (f, k).
-    """
-
-    def forward(self, spherical):
-        """spherical [e, S, K] -> [e, A · S, out]."""
-        orders, functions = spherical.shape[1:]
-        weight = self.weight.view(self.out_features, -1, orders, functions).permute(2, 3, 1, 0)  # [S, K, A, out]
-        of_edges = (spherical.transpose(0, 1) @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [S, e, A, out]
-        return of_edges.permute(1, 2, 0, 3).flatten(1, 2)
-
-
-class LentMap(nn.Linear):
-    """A linear map that others apply: it gives a copy of its weight, which stays when an engine that shards parameters
-    takes the weight itself away.
-    """
-
-    def forward(self):
-        return self.weight.clone()
-
-
 class EdgeEmbedding(nn.Module):
     """The first features of an edge, from its two elements and its distance: [e, F]."""
 
@@ -198,15 +174,12 @@ class Block(nn.Module):
         channels, inner, basis = settings.channels, settings.triplet_channels, settings.basis_channels
         degrees, functions = settings.spherical_functions, settings.radial_functions
 
-        def two_maps(inputs, outputs, *kinds):
-            widths, kinds = ((inputs, basis), (basis, outputs)), kinds or (nn.Linear, nn.Linear)
-            return nn.Sequential(
-                *(linear(*each, bias=False, kind=kind) for each, kind in zip(widths, kinds, strict=True))
-            )
+        def two_maps(inputs, outputs, kind=nn.Linear):
+            return nn.Sequential(*(linear(*each, False, kind=kind) for each in ((inputs, basis), (basis, outputs))))
 
         self.radial = two_maps(functions, channels)
-        self.angles = two_maps(degrees * functions, inner, SeparableMap, LentMap)
-        self.torsions = two_maps(degrees**2 * functions, inner, SeparableMap, LentMap)
+        self.angles = two_maps(degrees * functions, inner, LentLinear)
+        self.torsions = two_maps(degrees**2 * functions, inner, LentLinear)
         self.incoming, self.own = linear(channels, channels), linear(channels, channels)
         self.down, self.up = linear(channels, inner, bias=False), linear(inner, channels, bias=False)
         self.before, self.combine = Residual(channels), linear(channels, channels)
@@ -214,9 +187,10 @@ class Block(nn.Module):
 
     def forward(self, x, basis, graph):
         sent = silu(self.down(silu(self.incoming(x)) * self.radial(basis.radial)))
-        maps = [maps[0](basis.spherical) for maps in (self.angles, self.torsions)]
-        weights = self.angles[1](), self.torsions[1]()
-        heard = kernels.triplet_messages(sent, basis.harmonics, *maps, *weights, basis.begin, basis.outgoing, graph.ptr)
+        weights = [layer()[0] for layer in (self.angles[0], self.torsions[0], self.angles[1], self.torsions[1])]
+        heard = kernels.triplet_messages(
+            sent, basis.harmonics, basis.spherical, *weights, basis.begin, basis.outgoing, graph.ptr
+        )
         message = silu(self.own(x)) + silu(self.up(heard))
         return self.after(silu(self.combine(self.before(message))) + x)
 
