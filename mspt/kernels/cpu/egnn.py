@@ -32,7 +32,7 @@ def _call(function, inputs, results, ptr, channels):
 
 
 def _define(name, inputs, output):
-    """An operator of four tensors and edges, its gradient and the gradient of that; output(*inputs): an empty result."""
+    """An operator of four tensors and edges, its gradient, and that one's; output(*inputs): an empty result."""
     LIBRARY.define(f"{name}({inputs}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor g, {inputs}) -> ({FOUR})")
     # h0 to h3: gradients that meet those four -> gradients of g and of the four tensors.
