@@ -17,6 +17,7 @@ from pathlib import Path
 from mspt.commands import downstream
 from mspt.commands.arguments import at_least
 from mspt.errors import UserError
+from mspt.files import FULL
 from mspt.training import interruption
 
 
@@ -283,7 +284,7 @@ def build_parser():
 def main(arguments=None):
     options = build_parser().parse_args(arguments)
     try:
-        options.run_command(options)
+        _run(options)
         _leave(0)
     except UserError as error:
         if options.debug:
@@ -305,6 +306,18 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("mspt: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(options):
+    try:
+        options.run_command(options)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        at = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"{at}{error.strerror}; make room and give the command again: a run goes on from its last checkpoint"
+        ) from error
 
 
 def _leave(code):

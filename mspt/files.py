@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mspt.errors import UserError
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # what says that a disk is
 # What says that there can be no file of a name; a full disk is another matter.
 NO_PLACE = {
     *(errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM),

@@ -27,6 +27,22 @@ def refusal(capsys, main, arguments):
     return said
 
 
+def test_full_disk(capsys, monkeypatch):
+    """Said in one line, wherever it is met; other errors of the system are not taken for it."""
+    met = []
+
+    def meet(options):
+        raise OSError(*met)
+
+    monkeypatch.setattr(cli, "doctor", meet)
+    met[:] = 28, "No space left on device", "runs/a/metrics.jsonl"
+    said = refusal(capsys, cli.main, ["doctor"])
+    assert "runs/a/metrics.jsonl: No space left on device; make room" in said
+    met[:] = 5, "Input/output error"
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(["doctor"])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from mspt.errors import UserError
+from mspt.files import FULL
 from mspt.settings import Settings
 
 log = logging.getLogger("mspt")
@@ -28,7 +29,6 @@ ATTEMPTS, FIRST_WAIT = 8, 0.5  # a wait doubles each time: about a minute in all
 CONNECT, SILENCE = 30.0, 60.0  # seconds that an HTTP server may take to answer at all, and between two of its bytes
 PIECE = 1 << 24  # bytes of a file that is read from one end to the other
 WORTH_TRYING = {408, 425, 429}  # of the answers 4xx; all others say that this request is wrong
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class StoreSettings(Settings):
