@@ -62,8 +62,9 @@ def messages(model, stage, ranks, micro_batches=1, molecules=0):
     total, weight = model.total, model.width
     found = []
     if model.embedding and ranks > 1:
-        rows = ranks * molecules * (model.embedding + 1) * 4
-        found.append(Message("all_gather", 2 * micro_batches * rows, 4 * micro_batches))
+        # Twice an embedding and a sum of float32, once a name of 64 bits.
+        rows = ranks * molecules * (2 * (model.embedding + 1) * 4 + 8)
+        found.append(Message("all_gather", micro_batches * rows, 5 * micro_batches))
     if stage == 0:
         return [*found, Message("all_reduce", 4 * total, 1)]
     buckets = math.ceil(total / BUCKET)

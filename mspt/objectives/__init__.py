@@ -163,8 +163,11 @@ class Pretraining(nn.Module):
         return loss, sums.detach().double()
 
     def embed(self, batch, generator):
-        """Contrast's unit vectors of the micro-batch as the loss will see it: molecules [p, F], spectra [p, F]."""
-        return self.objectives["contrast"].embeddings(self.corrupted(batch, generator), batch)
+        """Contrast's unit vectors of the micro-batch as the loss will see it: molecules [p, F], spectra [p, F]; and the
+        pairs' names [p].
+        """
+        contrast = self.objectives["contrast"]
+        return *contrast.embeddings(self.corrupted(batch, generator), batch), contrast.names(batch)
 
     def evaluate(self, batch, generator):
         """What evaluation looks at, without gradient.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mspt.chemistry.spectra import SPECTRA
+from mspt.data import keyed
 from mspt.settings import Settings
 
 
@@ -52,20 +53,25 @@ def gather(local):
 
 
 @torch.no_grad()
-def info_nce(molecules, spectra, temperature, directions, across_ranks):
+def info_nce(molecules, spectra, names, temperature, directions, across_ranks):
     """This rank's Share of −log softmax of the matching pairs among all pairs.
 
-    molecules, spectra [p, F]: unit vectors, row i of one matching row i of the other. Every rank works on its own
-    rows and columns of the similarity matrix, [p, all] twice; what it needs of the others' softmax is one number a
-    row. So the exact gradient over all ranks costs no second exchange and no [all, all] matrix.
+    molecules, spectra [p, F]: unit vectors, row i of one matching row i of the other; pairs of one name [p] are no
+    negatives of each other. Every rank works on its own rows and columns of the similarity matrix, [p, all] twice;
+    what it needs of the others' softmax is one number a row. So the exact gradient over all ranks costs no second
+    exchange and no [all, all] matrix.
     """
     # U [a, F], V [a, F]: embeddings of all pairs; own rows are U[own], V[own].
     all_molecules, first = gather(molecules) if across_ranks else (molecules, 0)
     all_spectra = gather(spectra)[0] if across_ranks else spectra
+    all_names = gather(names)[0] if across_ranks else names
     own = torch.arange(first, first + len(molecules), device=molecules.device)
-    rows = molecules @ all_spectra.T / temperature  # [p, a], molecule -> spectrum
-    columns = spectra @ all_molecules.T / temperature  # [p, a], spectrum -> molecule
     local = torch.arange(len(own), device=own.device)
+    same = names[:, None] == all_names
+    same[local, own] = False
+    left_out = torch.zeros_like(same, dtype=molecules.dtype).masked_fill(same, -torch.inf)
+    rows = molecules @ all_spectra.T / temperature + left_out  # [p, a], molecule -> spectrum
+    columns = spectra @ all_molecules.T / temperature + left_out  # [p, a], spectrum -> molecule
     row_norm = rows.logsumexp(1)
     all_row_norms = gather(row_norm)[0] if across_ranks else row_norm
     total = (row_norm - rows[local, own]).sum()
@@ -83,6 +89,8 @@ def info_nce(molecules, spectra, temperature, directions, across_ranks):
 
 class Contrast(nn.Module):
     """InfoNCE between molecule vectors and spectrum readouts of the molecules that have a spectrum.
+
+    A record that a batch holds twice, or under one key from several sets, is no negative of itself.
 
     Sum: over pairs. Weight: the number of pairs.
     """
@@ -103,6 +111,11 @@ class Contrast(nn.Module):
         """bool [m]: molecules with at least one spectrum."""
         return torch.stack([batch.present[name] for name in SPECTRA]).any(0)
 
+    def names(self, batch):
+        """int64 [p]: a word for the key of each pair."""
+        words = [keyed.word(key) for key in batch.keys]
+        return torch.tensor(words, dtype=torch.int64, device=batch.ptr.device)[self.pairs(batch)]
+
     def corrupt(self, model, batch, generator):
         """Contrast sees what the others leave: the noisy structure and the masked spectra."""
 
@@ -112,10 +125,10 @@ class Contrast(nn.Module):
     def shares(self, embeddings):
         """The Share of each micro-batch of this step, from the embeddings of all of them (negatives: global).
 
-        embeddings: one (molecules [p, F], spectra [p, F]) a micro-batch.
+        embeddings: one (molecules [p, F], spectra [p, F], names [p]) a micro-batch.
         """
-        molecules, spectra = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
-        share = info_nce(molecules, spectra, self.settings.temperature, self.settings.directions, across_ranks=True)
+        pairs = [torch.cat(parts) for parts in zip(*embeddings, strict=True)]
+        share = info_nce(*pairs, self.settings.temperature, self.settings.directions, across_ranks=True)
         sizes = [len(part[0]) for part in embeddings]
         # The value is reported once, with the first micro-batch; the gradients belong to each.
         totals = [share.total, *[torch.zeros_like(share.total)] * (len(sizes) - 1)]
@@ -126,10 +139,9 @@ class Contrast(nn.Module):
         """share: this micro-batch's, where the negatives are global."""
         molecules, spectra = self.embeddings(model, batch)
         if share is None:
+            pairs = molecules.detach(), spectra.detach(), self.names(batch)
             across_ranks = self.settings.negatives == "ranks"
-            share = info_nce(
-                molecules.detach(), spectra.detach(), self.settings.temperature, self.settings.directions, across_ranks
-            )
+            share = info_nce(*pairs, self.settings.temperature, self.settings.directions, across_ranks)
         # A term whose gradient is the share's and whose value is the share's total.
         linear = (molecules * share.molecules).sum() + (spectra * share.spectra).sum()
         total = linear - linear.detach() + share.total
