@@ -16,6 +16,7 @@ MANY = multiprocessing.get_context("fork")
 def overwrite(path, letter, enough):
     while not enough.is_set():
         files.write(path, letter * 300_000)
+        time.sleep(0.002)  # a lock goes to whoever asks as it gets free: to one that never pauses nearly always
 
 
 def test_processes_that_write_one_file_at_once(tmp_path):
