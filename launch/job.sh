@@ -2,16 +2,17 @@
 #   with 75             the run has saved and asks for it: a time limit, a pre-emption
 #   with anything else  a rank was killed, lost the others or failed; MSPT_RETRIES times at most, counting every restart
 # and not when it is done (0), when its settings are wrong (2), or when SLURM itself ends it (scancel). srun may end with
-# the code of another rank, which it has killed, than of the one that refuses its settings: so that one leaves a file.
+# the code of another rank, which it has killed, than of the one that ended first: so that one leaves its 2 or 75 in a
+# file.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-export MSPT_REFUSED=$PWD/.mspt-refused-$SLURM_JOB_ID
-rm -f "$MSPT_REFUSED"
+export MSPT_ENDED=$PWD/.mspt-ended-$SLURM_JOB_ID
+rm -f "$MSPT_ENDED"
 
 queue_again() {
   local code=$? again=
-  [ ! -e "$MSPT_REFUSED" ] || code=2
-  rm -f "$MSPT_REFUSED"
+  [ ! -s "$MSPT_ENDED" ] || code=$(cat "$MSPT_ENDED")
+  rm -f "$MSPT_ENDED"
   case $code in
     0) return ;;
     2) ;;

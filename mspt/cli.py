@@ -12,6 +12,7 @@ import platform
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from mspt.commands import downstream
@@ -291,15 +292,11 @@ def main(arguments=None):
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
         print(f"mspt: error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr, flush=True)
-        if refused := os.environ.get("MSPT_REFUSED"):  # launch/job.sh wants to know
-            Path(refused).touch()
-        _leave(2)
-        sys.exit(2)
+        _end_early(2)
     except interruption.Preempted as ended:
         if os.environ.get("RANK", "0") == "0":
             print(f"mspt: {ended}", file=sys.stderr, flush=True)
-        _leave(interruption.EXIT_CODE)
-        sys.exit(interruption.EXIT_CODE)
+        _end_early(interruption.EXIT_CODE)
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -318,6 +315,15 @@ def _run(options):
         raise UserError(
             f"{at}{error.strerror}; make room and give the command again: a run goes on from its last checkpoint"
         ) from error
+
+
+def _end_early(code):
+    """Leave with this code, and tell launch/job.sh, unless another rank has: SLURM may kill this one for its sake."""
+    if file := os.environ.get("MSPT_ENDED"):
+        with suppress(OSError), open(file, "x") as ended:  # another rank was first, or the disk is full
+            ended.write(str(code))
+    _leave(code)
+    sys.exit(code)
 
 
 def _leave(code):

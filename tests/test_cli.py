@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 
 from mspt import cli, kernels
+from mspt.errors import UserError
 from mspt.models import encoders
+from mspt.training import interruption
 from shards import cli as shards
 from tests.end_to_end.runs import ROOT, SHARDS, command, environment, run
 
@@ -41,6 +43,21 @@ def test_full_disk(capsys, monkeypatch):
     met[:] = 5, "Input/output error"
     with pytest.raises(OSError, match="Input/output"):
         cli.main(["doctor"])
+
+
+def test_the_rank_that_ends_first_says_how(monkeypatch, tmp_path):
+    """To launch/job.sh: the ranks that SLURM kills for its sake must not be taken for the reason."""
+
+    def end(options):
+        raise errors.pop()
+
+    file, errors = tmp_path / "ended", [UserError("wrong"), interruption.Preempted("saved")]
+    monkeypatch.setenv("MSPT_ENDED", str(file))
+    monkeypatch.setattr(cli, "doctor", end)
+    for code in 75, 2:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["doctor"])
+        assert (ended.value.code, file.read_text()) == (code, "75")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,18 @@ import pytest
 from tests.end_to_end.runs import ROOT
 
 # What each of two ranks does, and how the job must end.
+SAVED, REFUSED = (f"echo {code} > $MSPT_ENDED; exit {code}" for code in (75, 2))  # what mspt does
 ENDS = {
-    "saved and asked for it": ("[ $again = 1 ] || exit 75", {"JobState": "COMPLETED", "Restarts": "1"}),
+    "saved and asked for it": (f"[ $again = 2 ] || {{ {SAVED}; }}", {"JobState": "COMPLETED", "Restarts": "2"}),
     # Its exit code is that of either rank: of the one that failed first, or of the other, which SLURM then ends (143).
     "fails each time": ("exit 1", {"JobState": "FAILED", "Restarts": "1"}),
-    "refused its configuration": ("exit 2", {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"}),
+    "saved and asked for it, and its other rank is killed": (
+        f"[ $again = 2 ] && exit; [ $SLURM_PROCID = 0 ] || {{ {SAVED}; }}; sleep 60",
+        {"JobState": "COMPLETED", "Restarts": "2"},
+    ),
+    "refused its configuration": (REFUSED, {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"}),
     "refused its configuration before another rank had started": (
-        "[ $SLURM_PROCID = 1 ] && touch $MSPT_REFUSED && exit 2; sleep 60",
+        f"[ $SLURM_PROCID = 0 ] || {{ {REFUSED}; }}; sleep 60",
         {"JobState": "FAILED", "Restarts": "0", "ExitCode": "2:0"},
     ),
     "kills a rank each time": (
