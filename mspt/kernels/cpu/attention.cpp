@@ -234,8 +234,7 @@ template <int D, class T> struct Pass {
         score.set_sum(e, sum);
       }
       for (int e = 0; e < edges; e += W) {
-        T a = score.get(e);
-        score.set(e, a * sigmoid(a));
+        score.set(e, silu(score.get(e)));
       }
       constexpr int B = N > 1 ? 2 : 1;  // vectors at a time: all their sums stay in registers
       for (int f0 = 0; f0 < N; f0 += B) {
@@ -333,10 +332,10 @@ template <int D, class T> struct Pass {
     for (int plane = 0; plane < PLANES; plane++)
       for (int e = 0; e < edges; e++) fade_gradient.p[plane * fade_gradient.plane + e] = edge.p[plane * edge.plane + 4 * e];
     for (int e = 0; e < edges; e += W) {
-      T a = weight_of.get(e), b = score_gradient.get(e), c = fade_gradient.get(e), s = sigmoid(a), silu = a * s;
-      fade_gradient.set(e, b * silu);
-      weight_of.set(e, silu * c);
-      score_gradient.set(e, b * c * fma(silu, constant<T>(1) - s, s));
+      T a = weight_of.get(e), b = score_gradient.get(e), c = fade_gradient.get(e), s = sigmoid(a), weight = a * s;
+      fade_gradient.set(e, b * weight);
+      weight_of.set(e, weight * c);
+      score_gradient.set(e, b * c * silu_slope(a, s));
     }
     for (int f = 0; f < D; f += W) {
       T zero = constant<T>(0), k = self.get(D + f), v0 = self.get(2 * D + f), v1 = self.get(3 * D + f), v2 = self.get(4 * D + f);

@@ -48,10 +48,6 @@ INLINE Dual<W> plain(V x, Dual<W>) { return {x, all<W>(0)}; }
 INLINE V everywhere(V x) { return all<W>(sum(x)); }
 INLINE Dual<W> everywhere(Dual<W> x) { return {everywhere(x.a), everywhere(x.b)}; }
 
-// x s and its derivative, s = sigmoid(x).
-template <class T> INLINE T silu(T x, T s) { return x * s; }
-template <class T> INLINE T slope(T x, T s) { return s * fma(x, constant<T>(1) - s, constant<T>(1)); }
-
 // Calls work(from, to) for every thread's even share of count.
 template <class Work> void share(int64_t count, int64_t threads, Work work) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -74,7 +70,7 @@ template <class T> struct Joint {
         for (int64_t e = ptr[i]; e < ptr[i + 1]; e++)
           for (int64_t f = 0; f < F; f += W) {
             T x = sight(i, e, f);
-            put(out + e * F + f, result(silu(x, sigmoid(x))), F - f);
+            put(out + e * F + f, result(silu(x)), F - f);
           }
     });
   }
@@ -95,8 +91,8 @@ template <class T> struct Joint {
         for (int64_t e = ptr[i]; e < ptr[i + 1]; e++) {
           V to_distance = all<W>(0);
           for (int64_t f = begin; f < end; f += W) {
-            T x = sight(i, e, f), s = sigmoid(x), gx = plain(part(g + e * F + f, F - f), x) * slope(x, s);
-            if (out) put(out + e * F + f, result(silu(x, s)), F - f);
+            T x = sight(i, e, f), s = sigmoid(x), gx = plain(part(g + e * F + f, F - f), x) * silu_slope(x, s);
+            if (out) put(out + e * F + f, result(x * s), F - f);
             add(to_target + i * F + f, result(gx), F - f), add(to_source + from[e] * F + f, result(gx), F - f);
             add(of_atom.data() + f, result(gx * squared.every(e)), F - f);
             to_distance = to_distance + result(gx * along.get(f, F - f));
@@ -128,7 +124,7 @@ template <class T> struct Gated {
           T score = constant<T>(0);
           for (int64_t f = 0; f < F; f += W) {
             T z = x.get(e * F + f, F - f);
-            y[f / W] = silu(z, sigmoid(z));
+            y[f / W] = silu(z);
             score = fma(y[f / W], weight.get(f, F - f), score);
           }
           T gate = sigmoid(everywhere(score) + bias.every(0)) * fade.every(e);
@@ -151,7 +147,7 @@ template <class T> struct Gated {
           T score = constant<T>(0), met = score;
           for (int64_t f = 0; f < F; f += W) {
             T z = x.get(e * F + f, F - f), s = sigmoid(z);
-            y[f / W] = silu(z, s), slopes[f / W] = slope(z, s);
+            y[f / W] = z * s, slopes[f / W] = silu_slope(z, s);
             score = fma(y[f / W], weight.get(f, F - f), score);
             met = fma(y[f / W], plain(part(g + i * F + f, F - f), z), met);
           }

@@ -130,6 +130,10 @@ template <> inline Dual<4> constant(float a) { return {all<4>(a), all<4>(0)}; }
 template <> inline Dual<8> constant(float a) { return {all<8>(a), all<8>(0)}; }
 template <> inline Dual<16> constant(float a) { return {all<16>(a), all<16>(0)}; }
 
+template <class T> INLINE T silu(T x) { return x * sigmoid(x); }
+// Its derivative, with s = sigmoid(x).
+template <class T> INLINE T silu_slope(T x, T s) { return fma(x * s, constant<T>(1) - s, s); }
+
 // What a kernel is run for: the value, or of duals the derivative.
 template <int W> INLINE Vec<W> result(Vec<W> v) { return v; }
 template <int W> INLINE Vec<W> result(Dual<W> v) { return v.b; }

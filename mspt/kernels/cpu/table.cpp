@@ -49,7 +49,7 @@ void table_forward(const float* pre, float* table, int64_t heads, int64_t rows, 
       constexpr int L = decltype(lanes)::value;
       Vec<L> d = all<L>(0);
       for (int64_t r = 0; r < rows; r++) {
-        Vec<L> x = load<L>(x_of + r * width + f), value = x * sigmoid(x);
+        Vec<L> value = silu(load<L>(x_of + r * width + f));
         // d becomes (value - d / 6) * scale, with carry = scale / 6.
         d = spline ? value * all<L>(sweep.scale[r]) - d * all<L>(sweep.scale[r] * (1.0f / 6)) : value;
         store(to + r * width + f, d);
@@ -86,7 +86,7 @@ void table_backward(const float* gradient, const float* pre, float* result, int6
         if (!spline) d = load<L>(g + r * width + f);
         else if (r < rows - 1) d = load<L>(out) - d * all<L>(sweep.carry[r]);
         Vec<L> x = load<L>(x_of + r * width + f), s = sigmoid(x);
-        Vec<L> product = d * fma(x * s, all<L>(1) - s, s);
+        Vec<L> product = d * silu_slope(x, s);
         // Away from distances that occur the sweeps fade, down to denormals that would slow the next product tenfold.
         Vec<L> small = all<L>(1e-25f);
         store(out, Vec<L>{product.v < small.v && product.v > -small.v ? Vec<L>{}.v : product.v});
