@@ -5,6 +5,7 @@ right one.
 """
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -55,6 +56,14 @@ def load(path, overrides=()):
 
     Raises UserError for a missing or unreadable file, an override without "=", and whatever does not fit.
     """
+    tree = read(path)
+    for override in overrides:
+        put(tree, *_key_and_value(override))
+    return parse(tree, path)
+
+
+def read(path):
+    """The nested dicts of a YAML file. Raises UserError for one that is missing, unreadable or holds something else."""
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -65,9 +74,22 @@ def load(path, overrides=()):
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds {type(tree).__name__} where keys such as run, data, model are needed")
-    for override in overrides:
-        _set(tree, override)
-    return parse(tree, path)
+    return tree
+
+
+def put(tree, key, value):
+    """Set a dotted key of nested dicts, in place; what is not there on the way to it is made."""
+    *path, last = key.split(".")
+    node = tree
+    for name in path:
+        if not isinstance(node.get(name), dict):
+            node[name] = {}
+        node = node[name]
+    # YAML 1.1 takes 4e-4 for a string, because it has no dot.
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    node[last] = value
 
 
 def parse(tree, source):
@@ -83,26 +105,14 @@ def dump(config):
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _set(tree, override):
+def _key_and_value(override):
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"{override!r} is not an override; write key=value, such as training.steps=50")
-    *path, last = key.split(".")
-    node = tree
-    for name in path:
-        if not isinstance(node.get(name), dict):
-            node[name] = {}
-        node = node[name]
     try:
-        node[last] = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it") from error
-    # YAML 1.1 takes 4e-4 for a string, because it has no dot.
-    if isinstance(node[last], str):
-        try:
-            node[last] = float(node[last])
-        except ValueError:
-            return
 
 
 def _explain(error, tree):

@@ -9,6 +9,7 @@ Every run has its own folder under OUT, named by what makes it, its configuratio
 share its run, a run that is done is not run again unless its data has changed, and one that was killed goes on.
 """
 
+import copy
 import fcntl
 import functools
 import hashlib
@@ -151,7 +152,8 @@ class Plan:
 
     def __init__(self, table, scale, data, out, only):
         self.path, self.data, self.out = Path(table), Path(data), Path(out)
-        self._identity = functools.cache(identity)  # many runs learn from one set, whose manifest may be long
+        # Hundreds of runs are made from a few files and learn from a few sets, whose manifests may be long.
+        self._tree, self._identity = functools.cache(config.read), functools.cache(identity)
         self.table = read(Table, self.path)
         self.scale = read(Scale, self.path.parent / "scales" / f"{scale}.yaml")
         kind = read(Row, self._row_file(self.table.rows[0])).finetune.kind
@@ -202,7 +204,7 @@ class Plan:
         # What a row leaves out, a scale's keys for a part of it do not bring back.
         scaled = self.scale.set.get(stage.kind, {})
         keys |= {key: value for key, value in scaled.items() if not key.startswith(left_out)} | own
-        loaded = config.load(path, [_override(*item) for item in keys.items()])
+        loaded = self._load(path, keys)
         if family == "finetuned" and loaded.data.heldout is None and loaded.data.split is None:
             raise UserError(f"{path}: holds nothing out to measure on; set data.heldout or data.split")
         for name, value in self.scale.encoders.get(loaded.model.encoder.name, {}).items():
@@ -212,8 +214,7 @@ class Plan:
             if folder and Path(folder).parts[0] == DATA:
                 keys[f"data.{name}"] = str(self.data.joinpath(*Path(folder).parts[1:]))
         keys["model.init"] = None if before is None else str(before.folder)
-        overrides = tuple(_override(*item) for item in keys.items())
-        resolved = config.load(path, overrides).model_dump(mode="json")
+        resolved = self._load(path, keys).model_dump(mode="json")
         del resolved["run"]
         resolved["sets"] = [self._identity(folder) for name in SETS if (folder := resolved["data"][name])]
         # Wherever the data and the other runs lie, and however that is written, it is the same run.
@@ -223,7 +224,15 @@ class Plan:
             if folder and Path(folder).is_relative_to(self.data):
                 resolved["data"][name] = str(Path(folder).relative_to(self.data))
         digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+        overrides = tuple(_override(*item) for item in keys.items())
         return Run(path, overrides, self.out / family / f"{path.stem}-{digest}", before)
+
+    def _load(self, path, keys):
+        """config.load with keys and values in place of overrides."""
+        tree = copy.deepcopy(self._tree(path))
+        for item in copy.deepcopy(keys).items():
+            config.put(tree, *item)
+        return config.parse(tree, path)
 
     @property
     def runs(self):
@@ -366,5 +375,5 @@ def _number(found):
 
 
 def _override(key, value):
-    """As the command line takes it; JSON is YAML."""
-    return f"{key}={json.dumps(value)}"
+    """As the command line takes it; JSON is YAML, but for the pairs of escapes it has for what is beyond U+FFFF."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"

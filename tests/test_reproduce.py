@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mspt import cli, curves, reproduce
+from mspt import cli, config, curves, reproduce
 from mspt.errors import UserError
 from tests.end_to_end.runs import ROOT
 
@@ -86,6 +86,14 @@ def test_a_run_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
     expected = names("data", "runs/x")
     assert names(tmp_path / "data", "runs/x") == names("data", tmp_path / "runs/x") == expected
     assert names("/elsewhere/sets", "/elsewhere/runs") == expected
+
+
+def test_a_command_has_the_folders_as_they_are_written(tmp_path):
+    made = plan(tmp_path / "Schröder 🧪", "table1", rows=("coord",), targets=("homo",), labels=(1000,))
+    for run in made.runs:
+        loaded = config.load(run.config, run.overrides)
+        assert Path(loaded.data.train).is_relative_to(tmp_path / "Schröder 🧪/data")
+        assert loaded.model.init == (run.after and str(run.after.folder))
 
 
 def test_a_table_of_forces_is_one_run_a_row_and_seed(tmp_path):
